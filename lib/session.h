@@ -1,0 +1,54 @@
+/* session.h: the session document: a new one's defaults, what its known members must look like, and edits that leave
+ * every byte they do not touch as it was. Pure: bytes in, bytes out; time is passed in. */
+#ifndef HYPERPAGE_SESSION_H
+#define HYPERPAGE_SESSION_H
+
+#include "json.h"
+
+#include <stdint.h>
+
+#define SESSION_DEPTH 32 /* most levels of a document */
+
+/* Who asks for a session, as its metadata keeps it. */
+struct session_origin {
+    const char *ip_address;
+    const char *user_agent;
+};
+
+enum session_edit_kind {
+    SESSION_MERGE,      /* top-level members replace, `metadata` merges one level (application/json) */
+    SESSION_MERGE_PATCH, /* RFC 7396 */
+    SESSION_REPLACE     /* the change is the whole new document */
+};
+
+struct session_edit {
+    enum session_edit_kind kind;
+    struct bytes change;         /* a JSON object that passed session_check() */
+    const char *const *protected; /* names of the members that an untrusted caller cannot change, then NULL */
+    bool trusted;                /* may change them */
+    bool keep_origin;            /* metadata's ipAddress, userAgent and created stay the server's */
+    int64_t now_ms;              /* wall; becomes lastActivity and metadata.updated */
+};
+
+/* Is `doc` (a whole document, or the part of one that a client wants changed) JSON that we accept: json_check(), and
+ * the members that we know, where they stand, have their types? With `patch`, null is allowed anywhere (RFC 7396:
+ * "remove"). Unknown members are fine. False sets `f`. `max_depth` is of `doc` itself. */
+bool session_check(struct bytes doc, bool patch, struct json_fault *f);
+
+/* Appends a new document: the defaults, replaced by the members of `given` (a checked object; no bytes: none), by
+ * the rules of SESSION_MERGE: an untrusted caller that gives protected members gets JSON_PROTECTED. */
+bool session_new(const struct session_edit *given, const struct session_origin *from, struct buf *out,
+                 struct json_fault *f);
+
+/* Appends `doc` (a stored document: any JSON object) with the edit applied. Members that are not touched keep their
+ * bytes and their order; new ones go to the end. lastActivity and metadata.updated become now_ms. SESSION_REPLACE
+ * keeps the stored protected members that the change leaves out. False sets `f` and leaves `out` unusable. */
+bool session_apply(const struct session_edit *edit, struct bytes doc, struct buf *out, struct json_fault *f);
+
+/* Two names for a stored document: `etag` for its bytes, `version` for its bytes without lastActivity and
+ * metadata.updated, which change with every move of a mouse. Both come with their quotes. False if `doc` is no JSON
+ * object: then it is corrupt. */
+#define SESSION_TAG_BYTES 24
+bool session_tags(struct bytes doc, char etag[SESSION_TAG_BYTES], char version[SESSION_TAG_BYTES]);
+
+#endif
