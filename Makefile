@@ -6,7 +6,8 @@ MODULES := err buf clock log \
            span json http ids session \
            redis_url redis turns \
            store_redis store_embedded store
-POOL    := record notify listener handover children worker api_sessions api_status routes hyperpage-fcgi
+POOL    := record routes api_sessions api_status connection handover worker keeper children listener notify master \
+           hyperpage-fcgi
 
 BUILD   ?= build
 CC      ?= cc

@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 
-#define IDS_MOST_BYTES 128                 /* of a session or request id */
+#define IDS_MOST_BYTES 128                  /* of a session or request id */
 #define IDS_TEXT_BYTES (IDS_MOST_BYTES + 1) /* with its NUL */
 
 /* A random (version 4) UUID: 122 bits from the kernel, no state in this process, so safe after fork. */

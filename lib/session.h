@@ -16,38 +16,45 @@ struct session_origin {
 };
 
 enum session_edit_kind {
-    SESSION_MERGE,      /* top-level members replace, `metadata` merges one level (application/json) */
+    SESSION_MERGE,       /* top-level members replace, `metadata` merges one level (application/json) */
     SESSION_MERGE_PATCH, /* RFC 7396 */
-    SESSION_REPLACE     /* the change is the whole new document */
+    SESSION_REPLACE      /* the change is the whole new document */
 };
 
 struct session_edit {
     enum session_edit_kind kind;
-    struct bytes change;         /* a JSON object that passed session_check() */
-    const char *const *protected; /* names of the members that an untrusted caller cannot change, then NULL */
-    bool trusted;                /* may change them */
-    bool keep_origin;            /* metadata's ipAddress, userAgent and created stay the server's */
-    int64_t now_ms;              /* wall; becomes lastActivity and metadata.updated */
+    struct bytes change;          /* a JSON object that passed session_check() */
+    const char *const *protected; /* members that an untrusted caller cannot change, each once, then NULL; or NULL */
+    bool trusted;                 /* may change them */
+    bool keep_origin;             /* metadata's ipAddress, userAgent and created stay the server's */
+    int64_t now_ms;               /* wall; becomes lastActivity and metadata.updated */
 };
 
-/* Is `doc` (a whole document, or the part of one that a client wants changed) JSON that we accept: json_check(), and
- * the members that we know, where they stand, have their types? With `patch`, null is allowed anywhere (RFC 7396:
- * "remove"). Unknown members are fine. False sets `f`. `max_depth` is of `doc` itself. */
+/* Is `doc` (a whole document, or the part of one that a client wants changed) JSON that we accept: json_check() with
+ * SESSION_DEPTH, and the members that we know, where they stand, have their types? With `patch`, null is allowed for
+ * each of them (RFC 7396: "remove"), else only for userId, user and what is optional in user. Unknown members are
+ * fine. False sets `f`. */
 bool session_check(struct bytes doc, bool patch, struct json_fault *f);
 
-/* Appends a new document: the defaults, replaced by the members of `given` (a checked object; no bytes: none), by
- * the rules of SESSION_MERGE: an untrusted caller that gives protected members gets JSON_PROTECTED. */
+/* The second half of it, for a value inside a text that json_check() has passed. */
+bool session_check_members(struct bytes doc, bool patch, struct json_fault *f);
+
+/* Appends a new document: the defaults, replaced by the members of given->change (no bytes: none) by the rules of
+ * SESSION_MERGE, whatever given->kind says: an untrusted caller that gives protected members other than their
+ * defaults gets JSON_PROTECTED. given->now_ms is the time of creation. */
 bool session_new(const struct session_edit *given, const struct session_origin *from, struct buf *out,
                  struct json_fault *f);
 
 /* Appends `doc` (a stored document: any JSON object) with the edit applied. Members that are not touched keep their
- * bytes and their order; new ones go to the end. lastActivity and metadata.updated become now_ms. SESSION_REPLACE
- * keeps the stored protected members that the change leaves out. False sets `f` and leaves `out` unusable. */
+ * bytes, the white space around them and their order; new ones go to the end. lastActivity and metadata.updated
+ * become now_ms. SESSION_REPLACE keeps the stored protected members that the change leaves out. Of a member that
+ * `doc` repeats the last one counts and is replaced; removing takes all of them. False sets `f` and leaves `out`
+ * unusable. True says nothing about the length: see buf_overflowed(out). */
 bool session_apply(const struct session_edit *edit, struct bytes doc, struct buf *out, struct json_fault *f);
 
-/* Two names for a stored document: `etag` for its bytes, `version` for its bytes without lastActivity and
- * metadata.updated, which change with every move of a mouse. Both come with their quotes. False if `doc` is no JSON
- * object: then it is corrupt. */
+/* Two names for a stored document: `etag` for its bytes, `version` for its bytes without the values of lastActivity
+ * and metadata.updated, which change with every move of a mouse. Both come with their quotes and are never equal.
+ * False if `doc` is no JSON object: then it is corrupt. */
 #define SESSION_TAG_BYTES 24
 bool session_tags(struct bytes doc, char etag[SESSION_TAG_BYTES], char version[SESSION_TAG_BYTES]);
 

@@ -1,0 +1,45 @@
+/* connection.h: one FastCGI connection from a front server: waits until a request lies whole in the socket, lets libfcgi
+ * parse it, runs it as a task and writes the answer. The only user of libfcgi. Nothing here blocks: a peer that is
+ * silent, slow or hostile costs nobody else anything. */
+#ifndef HYPERPAGE_CONNECTION_H
+#define HYPERPAGE_CONNECTION_H
+
+#include "api.h"
+#include "pollset.h"
+
+struct connection;
+
+/* What a worker's connections share, and what it wants to know of them. The worker's, for its whole life. */
+struct connections {
+    struct api *api;
+    struct pollset *pollset;
+    struct connection *first, *last; /* all that are open */
+    size_t open;
+    struct exchange *first_exchange, *last_exchange; /* being answered, oldest first */
+    struct exchange *spare;
+    size_t exchanges;
+    uint64_t answered;
+    bool leaving;
+    bool closing; /* leaving without siblings: an answered connection is not kept */
+    bool (*idle)(struct connections *cs, struct connection *c); /* called while leaving: this one waits for its next
+                                                                  * request. True: it has been closed */
+    struct buf peeked, scratch, head;
+};
+
+/* Checks that libfcgi behaves as connection.c needs it; false with `e` if not. Call it once, in the worker. */
+bool connections_init(struct connections *cs, struct api *api, struct pollset *ps, struct err *e);
+void connections_done(struct connections *cs);
+
+/* Takes over an accepted, non-blocking socket and looks whether a request is there already. */
+void connection_open(struct connections *cs, int fd);
+
+/* While leaving: calls cs->idle for each that waits for its next request. */
+void connections_leave(struct connections *cs);
+
+/* Closes what has sent half a request for longer than the request timeout, and gives idle memory back. */
+void connections_tidy(struct connections *cs, int64_t now_ms);
+
+int connection_fd(const struct connection *c);
+void connection_close(struct connection *c);
+
+#endif

@@ -1,0 +1,120 @@
+#include "keeper.h"
+
+#include "clock.h"
+#include "log.h"
+#include "metrics.h"
+#include "store.h"
+#include "store_embedded.h"
+#include "worker.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#define BUSY_PAUSE_MS 5    /* between steps while there is more to purge: the writers come first */
+#define IDLE_PAUSE_MS 250  /* between looks at the size of the log */
+
+struct keeper {
+    struct pollset *pollset;
+    struct watch signals, life;
+    bool leaving;
+};
+
+static struct keeper *self;
+
+static void read_signal(struct watch *signals, uint32_t events)
+{
+    (void)events;
+    struct signalfd_siginfo s;
+    struct err e;
+    while (read(signals->fd, &s, sizeof s) == sizeof s) {
+        if (s.ssi_signo != SIGUSR1) self->leaving = true;
+        else if (!log_reopen(&e)) log_error("log file stays the old one: error=\"%s\"", e.text);
+    }
+}
+
+static void master_died(struct watch *life, uint32_t events)
+{
+    (void)life, (void)events;
+    self->leaving = true;
+}
+
+static bool watch_all(struct keeper *k, int life_fd, struct err *e)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGQUIT);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGUSR1);
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
+    sigprocmask(SIG_SETMASK, &set, NULL);
+    k->pollset = pollset_new(e);
+    k->signals = (struct watch){ signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC), read_signal };
+    k->life = (struct watch){ life_fd, master_died };
+    return k->pollset != NULL && pollset_add(k->pollset, &k->signals, EPOLLIN, e) && pollset_add(k->pollset, &k->life, EPOLLIN, e);
+}
+
+void keeper_report_leftovers(const struct config *cfg)
+{
+    struct store_embedded_options o = { .dir = cfg->state_dir };
+    struct err e;
+    char path[4096];
+    int64_t left = 0;
+    snprintf(path, sizeof path, "%s/sessions.db", cfg->state_dir);
+    if (cfg->redis_url[0] == '\0' || access(path, F_OK) != 0) return;
+    struct store_embedded *se = store_embedded_open(&o, &e);
+    if (se == NULL || !store_embedded_ops.count(se, clock_mono_ms() + 5000, &left, &e))
+        log_warn("embedded store of an earlier run cannot be looked at: error=\"%s\"", e.text);
+    else if (left > 0)
+        log_warn("redis is the store, but the embedded store still holds sessions, which are not served: sessions=%" PRId64 " path=\"%s\"", left, path);
+    store_embedded_close(se);
+}
+
+static void keep_house(struct keeper *k, struct store *st)
+{
+    struct err e;
+    while (!k->leaving) {
+        bool more = false;
+        if (!store_housekeep(st, &more, &e)) log_warn("housekeeping failed: error=\"%s\"", e.text);
+        pollset_wait(k->pollset, more ? BUSY_PAUSE_MS : IDLE_PAUSE_MS);
+    }
+}
+
+int keeper_run(const struct config *cfg, int life_fd, int report_fd)
+{
+    struct keeper k = { .leaving = false };
+    struct err e = { .kind = ERR_NONE };
+    struct store *st = NULL;
+    struct shared *sh = NULL;
+    struct slot *slot = NULL;
+    self = &k;
+    log_role("keeper");
+    bool ok = watch_all(&k, life_fd, &e);
+    if (ok) sh = shared_open(cfg->run_dir, &e);
+    if (sh != NULL) slot = shared_claim(sh, SLOT_KEEPER, &e);
+    ok = slot != NULL;
+    if (ok && cfg->redis_url[0] == '\0') ok = (st = store_open(cfg, NULL, &e)) != NULL;
+    if (ok) {
+        metrics_use(slot);
+        atomic_store(&slot->state, SLOT_SERVING);
+        ssize_t n = write(report_fd, &(char){ WORKER_READY }, 1);
+        (void)n;
+        keeper_report_leftovers(cfg);
+        if (st != NULL) keep_house(&k, st);
+        else
+            while (!k.leaving) pollset_wait(k.pollset, -1);
+    } else {
+        log_error("keeper cannot start: error=\"%s\"", e.text);
+    }
+    store_close(st);
+    metrics_use(NULL);
+    shared_close(sh);
+    pollset_free(k.pollset);
+    return ok ? 0 : 1;
+}

@@ -1,0 +1,459 @@
+#include "master.h"
+
+#include "children.h"
+#include "clock.h"
+#include "handover.h"
+#include "http.h"
+#include "keeper.h"
+#include "listener.h"
+#include "log.h"
+#include "mem.h"
+#include "metrics.h"
+#include "notify.h"
+#include "redis_url.h"
+#include "routes.h"
+#include "worker.h"
+
+#include <errno.h>
+#include <ev.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define WATCH_S 0.2           /* how often the watchdog looks */
+#define FAST_DRAIN_MS 5000    /* INT: as TERM, but not for long */
+#define INHERIT "HYPERPAGE_INHERIT"
+
+enum stopping { STOPPING_NOT, STOPPING_DRAIN, STOPPING_FAST, STOPPING_REPLACED };
+
+struct master {
+    struct master_options *o;
+    struct ev_loop *loop;
+    struct listener listener;
+    struct handover handover;
+    struct children children;
+    struct shared *shared;
+    struct slot *slot;
+    int life_fd[2];          /* children read [0]; it ends when we do */
+    enum stopping stopping;
+    bool said_ready, reloading, killed_any;
+    pid_t old_master;        /* whom we replace, until our workers serve */
+    pid_t new_master;        /* who is about to replace us */
+    ev_timer tick;
+    ev_signal signals[8];
+    ev_child child_watch;
+    ev_io report[CHILDREN_MOST];
+    sigset_t signal_mask;    /* as it was when we started */
+};
+
+static struct master m;
+
+static void act(void);
+
+/* --- checks --- */
+
+static bool folder_check(const char *key, const char *path, bool create, struct err *e)
+{
+    struct stat st;
+    if (path[0] == '\0') return err_set(e, ERR_INPUT, "%s is empty: allowed is the path of a folder", key);
+    if (strlen(path) > 3000) return err_set(e, ERR_INPUT, "%s: allowed are 3000 bytes", key);
+    if (stat(path, &st) != 0) {
+        if (!create) { /* --check changes nothing: would the folder's parent let us make it? */
+            char parent[4096];
+            snprintf(parent, sizeof parent, "%s", path);
+            char *slash = strrchr(parent, '/');
+            if (slash == NULL) snprintf(parent, sizeof parent, ".");
+            else slash[slash == parent] = '\0';
+            if (access(parent, W_OK | X_OK) == 0) return true;
+            return err_set(e, ERR_INPUT, "%s=%.100s: cannot be made: %s", key, path, strerror(errno));
+        }
+        if (mkdir(path, 0750) != 0) return err_set(e, ERR_INPUT, "%s=%.100s: cannot be made: %s", key, path, strerror(errno));
+        return true;
+    }
+    if (!S_ISDIR(st.st_mode)) return err_set(e, ERR_INPUT, "%s=%.100s: is no folder", key, path);
+    return access(path, W_OK | X_OK) == 0 || err_set(e, ERR_INPUT, "%s=%.100s: cannot be written: %s", key, path, strerror(errno));
+}
+
+bool master_check_config(const struct config *cfg, bool create, struct err *e)
+{
+    struct redis_url url;
+    struct bytes bad;
+    if (cfg->redis_url[0] != '\0' && !redis_url_parse(cfg->redis_url, &url, e)) return false;
+    if (!http_networks_check(cfg->trusted_proxies, &bad))
+        return err_set(e, ERR_INPUT, "TRUSTED_PROXIES: %.*s is no network; allowed are addresses, networks (10.0.0.0/8) and *", (int)bad.len, bad.at);
+    struct api names = { .config = cfg };
+    bool ok = api_init(&names, cfg, NULL, NULL, NULL, e);
+    api_done(&names);
+    return ok && listener_check(cfg, e) && folder_check("RUN_DIR", cfg->run_dir, create, e) &&
+           folder_check("STATE_DIR", cfg->state_dir, create, e);
+}
+
+/* --- children --- */
+
+/* What a child must not keep of its parent: handlers that write into the parent's loop, the parent's slot, and the end
+ * of the pipe whose closing says that the parent is dead. */
+static void become_child(void)
+{
+    static const int handled[] = { SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU, SIGCHLD, SIGQUIT };
+    for (size_t i = 0; i < sizeof handled / sizeof handled[0]; i++) signal(handled[i], SIG_DFL);
+    ev_loop_destroy(m.loop);
+    shared_forget(m.shared);
+    metrics_use(NULL);
+    close(m.life_fd[1]);
+    for (size_t i = 0; i < CHILDREN_MOST; i++)
+        if (m.children.child[i].pid != 0) close(m.children.child[i].report_fd);
+    unsetenv("NOTIFY_SOCKET");
+}
+
+static int child_main(int seat, int report_fd)
+{
+    if (seat == CHILDREN_KEEPER) return keeper_run(m.o->config, m.life_fd[0], report_fd);
+    struct worker_options o = { .config = m.o->config, .listen_fd = m.listener.fd, .handover = m.handover,
+                                .life_fd = m.life_fd[0], .report_fd = report_fd };
+    return worker_run(&o);
+}
+
+static void on_report(struct ev_loop *loop, ev_io *w, int events)
+{
+    struct child *c = w->data;
+    char what[16];
+    (void)events;
+    ssize_t n = read(w->fd, what, sizeof what);
+    if (n <= 0) {
+        if (n == 0 || errno != EAGAIN) ev_io_stop(loop, w);
+        return;
+    }
+    for (ssize_t i = 0; i < n; i++) {
+        if (what[i] == WORKER_READY) children_is_ready(&m.children, c);
+        if (what[i] == WORKER_TIRED) children_is_tired(&m.children, c);
+    }
+    act();
+}
+
+static void start_child(int seat)
+{
+    int report[2];
+    sigset_t all, before;
+    if (pipe2(report, O_CLOEXEC | O_NONBLOCK) != 0) {
+        log_error("child cannot be started: error=\"%s\"", strerror(errno));
+        m.children.seat[seat].start_at_ms = clock_mono_ms() + 1000;
+        return;
+    }
+    sigfillset(&all); /* a signal between fork and the child's own handlers would run ours, in the child */
+    sigprocmask(SIG_SETMASK, &all, &before);
+    pid_t pid = fork();
+    if (pid == 0) {
+        close(report[0]);
+        become_child();
+        _exit(child_main(seat, report[1]));
+    }
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    close(report[1]);
+    struct child *c = pid > 0 ? children_started(&m.children, seat, pid, report[0], clock_mono_ms()) : NULL;
+    if (c == NULL) {
+        log_error("child cannot be started: error=\"%s\"", strerror(errno));
+        close(report[0]);
+        m.children.seat[seat].start_at_ms = clock_mono_ms() + 1000;
+        return;
+    }
+    ev_io *w = &m.report[c - m.children.child];
+    ev_io_init(w, on_report, report[0], EV_READ);
+    w->data = c;
+    ev_io_start(m.loop, w);
+}
+
+/* Siblings stay, in this pool or in the one that replaces it: then idle connections go to them. */
+static int signal_to_leave(void)
+{
+    if (m.stopping == STOPPING_FAST) return SIGINT;
+    return m.stopping == STOPPING_DRAIN ? SIGQUIT : SIGTERM;
+}
+
+static void tell_to_leave(struct child *c)
+{
+    int64_t most_ms = m.stopping == STOPPING_FAST ? FAST_DRAIN_MS : m.o->config->drain_timeout * 1000;
+    kill(c->pid, signal_to_leave());
+    children_is_leaving(c, clock_mono_ms() + most_ms);
+}
+
+static void kill_late(struct child *c)
+{
+    log_warn("child did not leave in time, killed: pid=%d", (int)c->pid);
+    m.killed_any = true;
+    kill(c->pid, SIGKILL);
+}
+
+/* The pool serves with all that is new: say so, and let the one before us go. */
+static void say_ready(void)
+{
+    char text[64];
+    if (!children_all_ready(&m.children)) return;
+    if (!m.said_ready)
+        log_info("pool serves: listen=\"%s\" workers=%d store=%s", m.listener.text, children_workers_wanted(&m.children),
+                 m.o->config->redis_url[0] ? "redis" : "embedded");
+    else if (m.reloading) log_info("reload done: workers=%d", children_workers_wanted(&m.children));
+    if (!m.said_ready || m.reloading) {
+        snprintf(text, sizeof text, "MAINPID=%d\nREADY=1", (int)getpid());
+        notify_send(text);
+    }
+    if (m.old_master > 0) kill(m.old_master, SIGTERM);
+    m.old_master = 0;
+    m.said_ready = true;
+    m.reloading = false;
+    atomic_store(&m.slot->state, SLOT_SERVING);
+}
+
+/* Does all that is due now, and sets the timer for what is due next. */
+static void act(void)
+{
+    struct child *c;
+    int seat;
+    int64_t due_ms;
+    enum child_action a;
+    while ((a = children_next(&m.children, clock_mono_ms(), &c, &seat, &due_ms)) != CHILD_NOTHING) {
+        if (a == CHILD_START) start_child(seat);
+        else if (a == CHILD_LEAVE) tell_to_leave(c);
+        else kill_late(c);
+    }
+    if (m.stopping != STOPPING_NOT) {
+        if (children_count(&m.children) == 0) ev_break(m.loop, EVBREAK_ALL);
+    } else {
+        say_ready();
+    }
+    double wait_s = WATCH_S;
+    if (due_ms != CLOCK_NEVER && (double)(due_ms - clock_mono_ms()) / 1000.0 < wait_s)
+        wait_s = (double)(due_ms - clock_mono_ms()) / 1000.0;
+    ev_timer_stop(m.loop, &m.tick);
+    ev_timer_set(&m.tick, wait_s > 0.001 ? wait_s : 0.001, 0.0);
+    ev_timer_start(m.loop, &m.tick);
+}
+
+/* A worker whose loop stands still fails all requests in its hands anyway, and those that wait behind. */
+static void look_for_hangs(void)
+{
+    int64_t now_ms = clock_mono_ms(), most_ms = m.o->config->request_terminate_timeout * 1000;
+    for (size_t i = 0; i < CHILDREN_MOST; i++) {
+        struct child *c = &m.children.child[i];
+        if (c->pid == 0 || c->role != CHILD_WORKER || c->killed) continue;
+        struct slot *s = shared_slot_of(m.shared, c->pid);
+        int64_t since_ms = s ? atomic_load(&s->busy_since_ms) : 0;
+        if (since_ms == 0 || now_ms - since_ms < most_ms) continue;
+        log_error("worker stands still, killed: pid=%d method=%s route=%s phase=round duration_ms=%" PRId64 " requests=%d", (int)c->pid,
+                  http_methods[atomic_load(&s->oldest_method) & 7], routes_name(atomic_load(&s->oldest_route)), now_ms - since_ms,
+                  atomic_load(&s->requests));
+        c->killed = true;
+        metrics_add(METRIC_workers_killed_total, 1);
+        kill(c->pid, SIGKILL);
+    }
+}
+
+static void on_tick(struct ev_loop *loop, ev_timer *w, int events)
+{
+    (void)loop, (void)w, (void)events;
+    look_for_hangs();
+    act();
+}
+
+static const char *how_it_ended(int status, char text[48])
+{
+    if (WIFSIGNALED(status)) snprintf(text, 48, "signal %d", WTERMSIG(status));
+    else snprintf(text, 48, "exit %d", WEXITSTATUS(status));
+    return text;
+}
+
+static void on_child(struct ev_loop *loop, ev_child *w, int events)
+{
+    char how[48];
+    (void)events;
+    if (w->rpid == m.new_master) {
+        log_error("new binary gave up, the old one goes on: %s=%s", "cause", how_it_ended(w->rstatus, how));
+        m.new_master = 0;
+        return;
+    }
+    struct child *c = children_find(&m.children, w->rpid);
+    if (c == NULL) return;
+    ev_io_stop(loop, &m.report[c - m.children.child]);
+    close(c->report_fd);
+    const char *role = c->role == CHILD_KEEPER ? "keeper" : "worker";
+    if (children_died(&m.children, c, clock_mono_ms())) {
+        log_warn("%s died, a new one follows: pid=%d cause=\"%s\"", role, w->rpid, how_it_ended(w->rstatus, how));
+        metrics_add(METRIC_worker_restarts_total, 1);
+    } else {
+        log_debug("%s left: pid=%d cause=\"%s\"", role, w->rpid, how_it_ended(w->rstatus, how));
+    }
+    act();
+}
+
+/* --- signals --- */
+
+static void stop(enum stopping how)
+{
+    if (m.stopping >= how && m.stopping != STOPPING_NOT) return;
+    m.stopping = how;
+    notify_send("STOPPING=1");
+    log_info("pool stops: children=%zu%s", children_count(&m.children), how == STOPPING_REPLACED ? " (a new binary has taken over)" : "");
+    atomic_store(&m.slot->state, SLOT_DRAINING);
+    for (int s = 0; s < m.children.seats; s++) m.children.seat[s].wanted = false;
+    for (size_t i = 0; i < CHILDREN_MOST; i++) /* who is leaving already may have to be quicker now */
+        if (m.children.child[i].pid != 0 && m.children.child[i].leaving) tell_to_leave(&m.children.child[i]);
+    act();
+}
+
+static void reload(void)
+{
+    struct config_call call;
+    struct buf warnings = BUF_INIT(8192);
+    struct err e;
+    extern char **environ;
+    struct config *cfg = config_load(m.o->argc, m.o->argv, environ, &call, &warnings, &e);
+    if (cfg != NULL && !master_check_config(cfg, true, &e)) {
+        config_free(cfg);
+        cfg = NULL;
+    }
+    buf_done(&warnings);
+    if (cfg == NULL) {
+        log_error("reload refused, the old configuration stays: error=\"%s\"", e.text);
+        return;
+    }
+    notify_send("RELOADING=1");
+    if (strcmp(cfg->listen, m.o->config->listen) != 0 || strcmp(cfg->run_dir, m.o->config->run_dir) != 0)
+        log_warn("LISTEN and RUN_DIR change with a restart only");
+    bool log_ok = log_open("master", (enum log_level)cfg->log_level, (enum log_format)cfg->log_format, cfg->log_file, &e);
+    if (!log_ok) log_error("log stays the old one: error=\"%s\"", e.text);
+    if (log_ok || m.o->config->log_file[0] == '\0') { /* else the log still points into the old one */
+        config_free(m.o->config);
+    }
+    m.o->config = cfg;
+    m.reloading = true;
+    log_info("reload: configuration read, workers follow one by one");
+    children_want_workers(&m.children, cfg->workers == CONFIG_AUTO ? children_workers_wanted(&m.children) : (int)cfg->workers);
+    children_renew_all(&m.children);
+    act();
+}
+
+/* Starts this program anew on the same socket. It tells us to leave (TERM) once its workers serve. */
+static void upgrade(void)
+{
+    char inherit[128];
+    if (m.new_master > 0) {
+        log_warn("a new binary is being started already: pid=%d", (int)m.new_master);
+        return;
+    }
+    snprintf(inherit, sizeof inherit, "%d,%d,%d,%d,%d", m.listener.fd, m.handover.give_fd, m.handover.take_fd, (int)getpid(), m.listener.ours);
+    pid_t pid = fork();
+    if (pid == 0) {
+        int keep[] = { m.listener.fd, m.handover.give_fd, m.handover.take_fd };
+        for (size_t i = 0; i < 3; i++) fcntl(keep[i], F_SETFD, 0);
+        sigprocmask(SIG_SETMASK, &m.signal_mask, NULL);
+        setenv(INHERIT, inherit, 1);
+        execvp(m.o->argv[0], m.o->argv);
+        log_error("new binary cannot be started: path=\"%s\" error=\"%s\"", m.o->argv[0], strerror(errno));
+        _exit(127);
+    }
+    if (pid < 0) log_error("new binary cannot be started: error=\"%s\"", strerror(errno));
+    else log_info("new binary started: pid=%d", (int)pid);
+    m.new_master = pid > 0 ? pid : 0;
+}
+
+static void reopen_logs(void)
+{
+    struct err e;
+    if (!log_reopen(&e)) log_error("log file stays the old one: error=\"%s\"", e.text);
+    for (size_t i = 0; i < CHILDREN_MOST; i++)
+        if (m.children.child[i].pid != 0) kill(m.children.child[i].pid, SIGUSR1);
+}
+
+static void on_signal(struct ev_loop *loop, ev_signal *w, int events)
+{
+    (void)loop, (void)events;
+    if (m.stopping != STOPPING_NOT && w->signum != SIGTERM && w->signum != SIGINT && w->signum != SIGUSR1) return;
+    switch (w->signum) {
+    case SIGTERM:
+    case SIGQUIT: stop(m.new_master > 0 ? STOPPING_REPLACED : STOPPING_DRAIN); break;
+    case SIGINT: stop(STOPPING_FAST); break;
+    case SIGHUP: reload(); break;
+    case SIGUSR1: reopen_logs(); break;
+    case SIGUSR2: upgrade(); break;
+    case SIGTTIN: children_want_workers(&m.children, children_workers_wanted(&m.children) + 1), act(); break;
+    case SIGTTOU: children_want_workers(&m.children, children_workers_wanted(&m.children) - 1), act(); break;
+    }
+}
+
+/* --- start --- */
+
+/* What the binary before us has left: its socket, its handover, its pid. */
+static bool read_inheritance(int *listen_fd, bool *made)
+{
+    const char *text = getenv(INHERIT);
+    int ours = 0, old = 0;
+    *listen_fd = -1;
+    if (text == NULL) return false;
+    bool ok = sscanf(text, "%d,%d,%d,%d,%d", listen_fd, &m.handover.give_fd, &m.handover.take_fd, &old, &ours) == 5 && old == getppid();
+    unsetenv(INHERIT);
+    if (!ok) *listen_fd = -1;
+    if (ok) m.old_master = old;
+    *made = ours;
+    fcntl(m.handover.give_fd, F_SETFD, FD_CLOEXEC);
+    fcntl(m.handover.take_fd, F_SETFD, FD_CLOEXEC);
+    return ok;
+}
+
+static bool master_start(struct err *e)
+{
+    const struct config *cfg = m.o->config;
+    int inherited;
+    bool made = false;
+    if (!read_inheritance(&inherited, &made) && !handover_open(&m.handover, e)) return false;
+    if (!listener_open(&m.listener, cfg, inherited, made, e)) return false;
+    m.shared = shared_open(cfg->run_dir, e);
+    if (m.shared == NULL) return false;
+    m.slot = shared_claim(m.shared, SLOT_MASTER, e);
+    if (m.slot == NULL) return false;
+    metrics_use(m.slot);
+    return pipe2(m.life_fd, O_CLOEXEC) == 0 || err_set(e, ERR_INTERNAL, "pipe: %s", strerror(errno));
+}
+
+static void watch_all(void)
+{
+    static const int handled[8] = { SIGTERM, SIGQUIT, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU };
+    m.loop = ev_default_loop(0);
+    for (size_t i = 0; i < 8; i++) {
+        ev_signal_init(&m.signals[i], on_signal, handled[i]);
+        ev_signal_start(m.loop, &m.signals[i]);
+    }
+    ev_child_init(&m.child_watch, on_child, 0, 0);
+    ev_child_start(m.loop, &m.child_watch);
+    ev_timer_init(&m.tick, on_tick, 0.0, 0.0);
+}
+
+static int default_workers(void)
+{
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    return cores > 2 ? (int)cores : 2;
+}
+
+int master_run(struct master_options *o, struct err *e)
+{
+    m = (struct master){ .o = o, .listener = { .fd = -1 }, .handover = { -1, -1 }, .life_fd = { -1, -1 } };
+    signal(SIGPIPE, SIG_IGN);
+    sigprocmask(SIG_SETMASK, NULL, &m.signal_mask);
+    if (!master_start(e)) {
+        listener_close(&m.listener);
+        shared_close(m.shared);
+        return 2;
+    }
+    watch_all();
+    children_init(&m.children, o->config->workers == CONFIG_AUTO ? default_workers() : (int)o->config->workers);
+    act();
+    ev_run(m.loop, 0);
+
+    log_info("pool has stopped");
+    if (m.stopping == STOPPING_REPLACED) m.listener.ours = false; /* the path belongs to the one who follows */
+    listener_close(&m.listener);
+    metrics_use(NULL);
+    shared_close(m.shared);
+    return m.killed_any ? 1 : 0;
+}

@@ -1,0 +1,75 @@
+/* http.h: a request as plain fields, from the FastCGI parameters of a front server; a response as status, headers and
+ * body. Pure: no I/O, no clock. */
+#ifndef HYPERPAGE_HTTP_H
+#define HYPERPAGE_HTTP_H
+
+#include "buf.h"
+#include "ids.h"
+#include "json.h"
+
+enum http_method { HTTP_GET, HTTP_HEAD, HTTP_POST, HTTP_PUT, HTTP_PATCH, HTTP_DELETE, HTTP_OPTIONS, HTTP_OTHER };
+extern const char *const http_methods[]; /* names, by enum http_method */
+
+#define HTTP_MOST_PATH_BYTES 2048
+
+/* Texts are borrowed from the parameters and are "" where the client sent none; `body` is the worker's. */
+struct request {
+    enum http_method method;
+    char path[HTTP_MOST_PATH_BYTES]; /* percent-decoded, without the query */
+    const char *query;               /* as sent */
+    const char *content_type, *authorization, *user_agent;
+    const char *if_match, *if_none_match;
+    const char *session_id;  /* X-Session-Id */
+    const char *request_id;  /* X-Request-Id */
+    const char *forwarded_for, *real_ip, *remote_addr;
+    struct bytes body;
+};
+
+/* Fills `rq` from "NAME=value" texts. False: the path is no path (too long, a bad escape, a NUL). */
+bool http_read_request(char *const params[], struct request *rq);
+
+/* Appends the decoded value of the nth `name` in a query; false if there is none. */
+bool http_query_value(const char *query, const char *name, size_t nth, struct buf *value);
+
+/* Does the media type, without its parameters, equal `type`? */
+bool http_content_type_is(const char *content_type, const char *type);
+
+/* Does an If-Match or If-None-Match list name `tag` (with quotes)? `weak`: W/ prefixes do not count. "*" names all. */
+bool http_tag_listed(const char *list, const char *tag, bool weak);
+
+/* The token of "Bearer TOKEN", or no bytes. */
+struct bytes http_bearer(const char *authorization);
+
+/* The address a request really came from: a proxy's word is taken only while the one who says it is in `trusted`
+ * (networks separated by commas); then the rightmost address that is not trusted counts, with "*" the leftmost. */
+void http_client_address(const struct request *rq, const char *trusted, char out[64]);
+
+/* Is `list` what http_client_address() understands? False: *bad is the item that is wrong. */
+bool http_networks_check(const char *list, struct bytes *bad);
+
+struct response {
+    int status;
+    const char *content_type;
+    struct buf headers; /* "Name: value\r\n" each */
+    struct buf body;
+};
+
+void response_init(struct response *rs, size_t most_body_bytes);
+void response_reset(struct response *rs); /* ready for another answer; keeps a little memory */
+void response_done(struct response *rs);
+
+/* Bytes that do not belong into a header's value are left out. */
+void response_header(struct response *rs, const char *name, const char *value);
+
+/* {"success":false,"error":{"code":...,"message":...}} in place of whatever was there; headers stay. Always true, so
+ * that a handler can end in `return response_error(...)`. */
+bool response_error(struct response *rs, int status, const char *code, const char *message);
+
+/* The same with "details":{"pointer":...,"reason":...}. */
+bool response_fault(struct response *rs, int status, const char *code, const char *message,
+                    const struct json_fault *fault);
+
+/* Appends the head as CGI wants it: Status, headers, the empty line. */
+void response_head(const struct response *rs, struct buf *out);
+
+#endif

@@ -1,0 +1,37 @@
+/* store.h: sessions by id, wherever they are kept: in Redis where REDIS_URL is set, else in the embedded store. The only
+ * door to them: handlers never learn which place answered. */
+#ifndef HYPERPAGE_STORE_H
+#define HYPERPAGE_STORE_H
+
+#include "config.h"
+#include "pollset.h"
+#include "store_backend.h"
+
+struct store;
+
+/* Open it after fork. `pollset` NULL: only for use outside of tasks. */
+struct store *store_open(const struct config *cfg, struct pollset *pollset, struct err *e);
+void store_close(struct store *st);
+
+/* As the operations of store_backend.h. A document in `doc` on return is what was stored, byte for byte. */
+bool store_get(struct store *st, const char *id, int64_t deadline_ms, struct buf *doc, struct store_result *res,
+               struct err *e);
+bool store_create(struct store *st, const char *id, struct bytes doc, int64_t ttl_ms, int64_t deadline_ms,
+                  struct store_result *res, struct err *e);
+bool store_update(struct store *st, const char *id, store_edit_fn *edit, void *ctx, int64_t ttl_ms,
+                  int64_t deadline_ms, struct store_result *res, struct err *e);
+bool store_delete(struct store *st, const char *id, int64_t deadline_ms, struct store_result *res, struct err *e);
+
+/* Can sessions be written now? Asks the place, if that is another process. */
+bool store_ready(struct store *st, int64_t deadline_ms, struct err *e);
+
+/* End of a round: what the round's tasks asked for is sent or committed. */
+void store_flush(struct store *st);
+
+const char *store_name(const struct store *st); /* of the place that answers now: "redis", "embedded" */
+
+/* One step of what the place on this node needs now and then: expired sessions go, its files stay small. *more: call
+ * again soon. For the one process of the node that keeps house. */
+bool store_housekeep(struct store *st, bool *more, struct err *e);
+
+#endif

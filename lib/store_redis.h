@@ -1,0 +1,20 @@
+/* store_redis.h: sessions in Redis: the document under hyperpage:session:ID, nothing around it, its life as the key's.
+ * Other programs may read and write the same keys. */
+#ifndef HYPERPAGE_STORE_REDIS_H
+#define HYPERPAGE_STORE_REDIS_H
+
+#include "pollset.h"
+#include "redis_url.h"
+#include "store_backend.h"
+
+struct store_redis;
+
+extern const struct store_ops store_redis_ops;
+
+/* Open it after fork. `pollset` NULL: only for use outside of tasks. */
+struct store_redis *store_redis_open(const struct redis_url *url, int64_t timeout_ms, struct pollset *pollset,
+                                     struct err *e);
+
+bool store_redis_ping(struct store_redis *sr, int64_t deadline_ms, struct err *e);
+
+#endif

@@ -1,0 +1,288 @@
+"""Real servers for the tests: each on a free port or a socket in the test's own folder, each ended through the handle
+it was started with, and nothing else ever."""
+
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+import fcgi
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+BUILD = REPO / os.environ.get("HYPERPAGE_BUILD", "build")
+PATIENCE_S = 10  # CI machines are slow; no test waits so long unless something is wrong
+
+
+def wait_until(condition, what, timeout_s=PATIENCE_S):
+    """Waits for `condition` to be true and returns its value."""
+    end = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, f"not after {timeout_s} s: {what}"
+        time.sleep(0.005)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def accepts(address):
+    """Does somebody accept connections at this path or (host, port)?"""
+    try:
+        with fcgi.Client(address):
+            return True
+    except OSError:
+        return False
+
+
+def alive(pid):
+    """Is there such a process, other than one that is dead and only waits to be reaped?"""
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def name_of(pid):
+    return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def children(pid):
+    """The processes that `pid` has started and those below them."""
+    found = []
+    with contextlib.suppress(OSError):
+        for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += [int(child)] + children(int(child))
+    return found
+
+
+class Server:
+    """A process with its output in a log file. Use with `with`, or start() and stop()."""
+
+    started = []  # of the running test, for conftest to show their logs when it fails
+    cwd, stdin = None, subprocess.DEVNULL
+
+    def __init__(self, folder, name, command, env=None):
+        self.folder, self.name, self.command = pathlib.Path(folder), name, [str(word) for word in command]
+        self.env = {**os.environ, **{k: str(v) for k, v in (env or {}).items()}}
+        self.log_path = self.folder / f"{name}.log"
+        self.process = None
+
+    def __enter__(self):
+        return self if self.process else self.start()
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def is_ready(self):
+        raise NotImplementedError
+
+    def launch(self):
+        """Starts the process without waiting for it."""
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(self.command, env=self.env, cwd=self.cwd, stdin=self.stdin,
+                                            stdout=log, stderr=log)
+        Server.started.append(self)
+        return self
+
+    def start(self):
+        self.launch()
+        try:
+            wait_until(lambda: self.process.poll() is not None or self.is_ready(), f"{self.name} is ready")
+            assert self.process.poll() is None, f"{self.name} ended with {self.process.returncode}:\n{self.log()}"
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self, sig=signal.SIGTERM):
+        """Ends it, by force if it stays longer than any drain may take, and returns its exit code."""
+        if self.process is None:
+            return None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(sig)
+        try:
+            return self.process.wait(timeout=40)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"{self.name} did not end:\n{self.log()}") from None
+
+    def signal(self, sig):
+        self.process.send_signal(sig)
+
+    def pause(self):
+        """Stops answering, as a server on a hanging machine does: connections stay and are accepted."""
+        self.signal(signal.SIGSTOP)
+
+    def resume(self):
+        self.signal(signal.SIGCONT)
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def log(self):
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+
+class Redis(Server):
+    """redis-server; `url` is what REDIS_URL takes. `options` are lines of its configuration without the dashes."""
+
+    def __init__(self, folder, name="redis", port=None, **options):
+        self.port = port or free_port()
+        self.socket = pathlib.Path(folder) / f"{name}.sock"
+        settings = {"port": self.port, "bind": "127.0.0.1", "unixsocket": self.socket, "dir": folder, "save": "",
+                    "appendonly": "no", **options}
+        super().__init__(folder, name, ["redis-server"] + [
+            word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", value)])
+        self.password = options.get("requirepass")
+        login = f":{self.password}@" if self.password else ""
+        self.url = f"redis://{login}127.0.0.1:{self.port}/0"
+        self.unix_url = f"redis+unix://{login}{self.socket}"
+
+    def is_ready(self):
+        try:
+            return self.call("PING") == b"PONG"
+        except (OSError, EOFError):
+            return False
+
+    def call(self, *words):
+        """One command; returns bytes, int, None or a list of them. An error reply is raised."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S) as s, s.makefile("rwb") as f:
+            for command in ([("AUTH", self.password)] if self.password else []) + [words]:
+                f.write(b"*%d\r\n" % len(command))
+                for word in command:
+                    word = word if isinstance(word, bytes) else str(word).encode()
+                    f.write(b"$%d\r\n%s\r\n" % (len(word), word))
+                f.flush()
+                reply = self._reply(f)
+            return reply
+
+    def _reply(self, f):
+        line = f.readline()
+        if not line:
+            raise EOFError
+        kind, rest = line[:1], line[1:-2]
+        if kind == b"-":
+            raise RuntimeError(rest.decode())
+        if kind == b"+":
+            return rest
+        if kind == b":":
+            return int(rest)
+        if kind == b"*":
+            return None if rest == b"-1" else [self._reply(f) for _ in range(int(rest))]
+        return None if rest == b"-1" else f.read(int(rest) + 2)[:-2]
+
+
+class Pool(Server):
+    """hyperpage-fcgi. Options are given by their environment names: Pool(folder, WORKERS=2, REDIS_URL=redis.url)."""
+
+    def __init__(self, folder, name="pool", arguments=(), **options):
+        folder = pathlib.Path(folder)
+        options = {"RUN_DIR": folder / "run", "STATE_DIR": folder / "state", "WORKERS": 2, "REDIS_URL": "", **options}
+        listen = str(options.get("LISTEN", f"unix:{options['RUN_DIR']}/fcgi.sock"))
+        host, _, port = listen.rpartition(":")
+        self.address = (host, int(port)) if port.isdigit() else listen[len("unix:"):] if host == "unix" else listen
+        options["LISTEN"] = listen
+        super().__init__(folder, name, [BUILD / "hyperpage-fcgi", *arguments], options)
+
+    def is_ready(self):
+        """A worker answers, whatever it says: that the socket accepts would not mean that somebody serves it."""
+        try:
+            return self.ask("HEAD", "/api/sessions").status >= 200
+        except (OSError, EOFError):
+            return False
+
+    def ask(self, method, uri, body=b"", **more):
+        """One request on a FastCGI connection of its own."""
+        body = json.dumps(body).encode() if isinstance(body, (dict, list)) else body
+        return fcgi.ask(self.address, method, uri, body, **more)
+
+    def connect(self, timeout_s=PATIENCE_S):
+        """A FastCGI connection, to be kept or misused."""
+        return fcgi.Client(self.address, timeout_s)
+
+    def workers(self):
+        return children(self.pid)
+
+
+class Front(Server):
+    """lighttpd or nginx from the repository's configuration, made ready by conf/run.sh as for `make run`. `pool` is
+    what LISTEN would be: the address of the pool behind it. `tree` is a changed copy of the configuration:
+    edited_tree()."""
+
+    def __init__(self, folder, kind, pool, tree=REPO, **options):
+        self.port, self.kind = free_port(), kind
+        self.run_dir = pathlib.Path(folder) / f"{kind} run"  # the blank is on purpose
+        super().__init__(folder, kind, [tree / "conf/run.sh", "front"],
+                         {"FRONT": kind, "PORT": self.port, "RUN_DIR": self.run_dir, "STATE_DIR": self.run_dir,
+                          "LISTEN": pool, **options})
+
+    def is_ready(self):
+        return accepts(("127.0.0.1", self.port))
+
+    def ask(self, method, path, body=None, headers=None):
+        return ask(self.port, method, path, body, headers)
+
+    def access_log(self):
+        return (self.run_dir / "access.log").read_text()
+
+
+def edited_tree(folder, **edits):
+    """A copy of the configuration with changes, for tests of what its comments offer. `edits` maps a file's name to
+    [(old, new), ...]; what is to be replaced must be there."""
+    tree = pathlib.Path(folder) / "tree"
+    shutil.copytree(REPO / "conf", tree / "conf")
+    shutil.copy(REPO / "lighttpd.conf", tree)
+    for path in (tree / "lighttpd.conf", tree / "conf/nginx.conf"):
+        text = path.read_text()
+        for old, new in edits.get(path.stem, ()):
+            assert old in text, f"{path.name} no longer holds: {old}"
+            text = text.replace(old, new)
+        path.write_text(text)
+    return tree
+
+
+class Reply:
+    """An HTTP answer: `status`, `headers` (case does not matter), `body`, and `json`, read on demand."""
+
+    def __init__(self, response):
+        self.status, self.headers, self.body = response.status, response.headers, response.read()
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+def ask(port, method, path, body=None, headers=None):
+    """One HTTP request on a connection of its own; a dict or list as body is sent as JSON."""
+    headers = dict(headers or {})
+    if isinstance(body, (dict, list)):
+        body = json.dumps(body)
+        headers.setdefault("Content-Type", "application/json")
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)) as connection:
+        connection.request(method, path, body, headers)
+        return Reply(connection.getresponse())
+
+
+def ask_raw(port, data):
+    """Sends `data` as it is, be it HTTP or not, and returns the answer."""
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as s:
+        s.sendall(data)
+        response = http.client.HTTPResponse(s)
+        response.begin()
+        return Reply(response)
