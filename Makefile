@@ -27,10 +27,14 @@ LDLIBS   := -lfcgi -lhiredis -ljson-c -luuid -lsqlite3 -lev -lpthread
 LIB      := $(BUILD)/libhyperpage.a
 PROGRAMS := $(BUILD)/hyperpage-fcgi
 UNITS    := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/unit/test_*.c))
+BENCHES  := $(patsubst tests/bench/%.c,$(BUILD)/tests/bench/%,$(wildcard tests/bench/*.c))
+FUZZERS  := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+FUZZED   := $(patsubst %,lib/%.c,err buf clock span json http ids session config) fcgi-app/pool/record.c
+FUZZ_SECONDS ?= 60
 LIB_O    := $(patsubst %,$(BUILD)/lib/%.o,$(MODULES))
 POOL_O   := $(patsubst %,$(BUILD)/fcgi-app/pool/%.o,$(POOL))
 
-.PHONY: all deps run test layers clean
+.PHONY: all deps run test units system layers reference bench asan tsan fuzz format install clean
 all: $(PROGRAMS)
 
 $(LIB): $(LIB_O)
@@ -38,14 +42,52 @@ $(LIB): $(LIB_O)
 	$(AR) rcs $@ $^
 $(BUILD)/hyperpage-fcgi: $(POOL_O) $(LIB)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(BUILD)/tests/unit/test_pool_%: $(BUILD)/tests/unit/test_pool_%.o $(filter-out %/hyperpage-fcgi.o,$(POOL_O)) $(LIB)
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
 $(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(LIB)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
+$(BUILD)/tests/bench/%: $(BUILD)/tests/bench/%.o $(LIB)
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 -include $(wildcard $(BUILD)/*/*.d $(BUILD)/*/*/*.d)
 
+# --- the two commands of README.md; variables of the command line reach the programs through the environment
+deps:
+	@conf/deps.sh run
+run: deps
+	@$(MAKE) --no-print-directory all
+	@exec env BUILD=$(BUILD) conf/run.sh
+test:
+	@conf/deps.sh test
+	@$(MAKE) --no-print-directory all layers units system
+
+units: $(UNITS)
+	@set -e; for t in $(UNITS); do echo "== $$t"; $$t; done
+system: all
+	@HYPERPAGE_BUILD=$(BUILD) $(PYTHON) -B -m pytest -q -p no:cacheprovider tests/system
 layers:
 	@awk -f tests/layers.awk -v modules="mem $(MODULES)" lib/*.c lib/*.h
+reference: $(BUILD)/hyperpage-fcgi
+	$< --reference > conf/reference.md
+
+# --- more ways to look at it
+bench: all $(BENCHES)
+	@$(PYTHON) -B tests/bench/run.py --build $(BUILD)
+asan: # the unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(MAKE) BUILD=build/asan OPTIMISE=-O1 SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all" all units
+tsan: # what processes share, from the threads of one
+	$(MAKE) BUILD=build/tsan OPTIMISE=-O1 SANITIZE=-fsanitize=thread build/tsan/tests/unit/test_threads
+	build/tsan/tests/unit/test_threads
+fuzz: # FUZZ_SECONDS of each target
+	@set -e; for f in $(FUZZERS); do mkdir -p build/fuzz; \
+	  clang $(CPPFLAGS) $(CSTD) -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+	    -o build/fuzz/$$f tests/fuzz/$$f.c $(FUZZED) $(LDLIBS); \
+	  build/fuzz/$$f -max_total_time=$(FUZZ_SECONDS) -max_len=70000 -verbosity=0; done
+format:
+	clang-format -i lib/*.[ch] fcgi-app/*/*.[ch] tests/unit/*.[ch] tests/fuzz/*.c tests/bench/*.[ch]
+install: all
+	install -D -m 755 $(BUILD)/hyperpage-fcgi $(DESTDIR)$(PREFIX)/bin/hyperpage-fcgi
 clean:
 	rm -rf build

@@ -103,14 +103,23 @@ static bool is_json_number(struct bytes s)
     return true;
 }
 
+/* The ": " before the first pair, or the end: words may hold colons of their own ("cannot bind: in use: port=80"). */
+static const char *words_end(const char *text)
+{
+    for (const char *p = text; (p = strstr(p, ": ")) != NULL; p += 2) {
+        size_t key = strspn(p + 2, "abcdefghijklmnopqrstuvwxyz0123456789_");
+        if (key > 0 && p[2 + key] == '=') return p;
+    }
+    return text + strlen(text);
+}
+
 static void add_json(struct buf *line, const char *text)
 {
-    const char *pairs = strstr(text, ": ");
-    struct bytes words = { text, pairs ? (size_t)(pairs - text) : strlen(text) };
+    const char *end = words_end(text);
     struct bytes key, value;
     buf_puts(line, ",\"message\":");
-    buf_json_string(line, words);
-    for (const char *rest = pairs ? pairs + 2 : ""; next_pair(&rest, &key, &value);) {
+    buf_json_string(line, (struct bytes){ text, (size_t)(end - text) });
+    for (const char *rest = *end ? end + 2 : end; next_pair(&rest, &key, &value);) {
         buf_puts(line, ",");
         buf_json_string(line, key);
         buf_puts(line, ":");

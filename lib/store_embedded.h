@@ -12,17 +12,24 @@ extern const struct store_ops store_embedded_ops;
 struct store_embedded_options {
     const char *dir;          /* STATE_DIR: holds sessions.db and what belongs to it */
     bool sync_full;           /* each commit reaches the disk before it is acknowledged */
-    int64_t max_total;        /* most live sessions, 0 = no limit: then create is ERR_FULL */
+    int64_t max_total;        /* most live sessions, then create is ERR_FULL; 0 = no limit. Exact among processes; an
+                               * expired one counts at most a 1024th of its TTL longer */
 };
 
-/* A damaged file is set aside as sessions.db.damaged-<time>, said in the log, and a new one begun. Any other failure
- * to open returns NULL with `e`. */
+/* A damaged file is set aside as sessions.db.damaged-<time>, said in the log, and a new one begun, unless another
+ * process has it open: then, and on any other failure, NULL with `e`. Damage that is met later fails the operation and
+ * is looked for when the next one opens the store that nobody else has open.
+ *
+ * flush() ends every round, also one without writes: the tasks' reads of a round share a snapshot until then. It waits
+ * 0.2 s at most for the other writers and 0.2 s for SQLite; what is not written by then stays for the next round, and
+ * its tasks are ready (task_any_ready()), so that the loop does not sleep. */
 struct store_embedded *store_embedded_open(const struct store_embedded_options *o, struct err *e);
 void store_embedded_close(struct store_embedded *se);
 
 /* One step of housekeeping: deletes at most `most` expired sessions in one short transaction, and checkpoints the WAL
- * when it has grown. *more says whether expired ones are left. For whoever keeps house on this node: never a worker
- * that serves, unless nobody else is there. */
+ * when it has grown. *more says whether expired ones are left. For whoever keeps house on this node, every 100 ms or so
+ * (an idle store costs a few microseconds): never a worker that serves, unless nobody else is there. False with
+ * ERR_UNAVAILABLE if writers left no turn: another time. */
 bool store_embedded_housekeep(struct store_embedded *se, int most, int64_t *purged, bool *more, struct err *e);
 
 #endif

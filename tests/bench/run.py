@@ -237,6 +237,7 @@ class Stage:
         with contextlib.ExitStack() as stack:
             self.folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hyperpage-bench-"))
             self.redis = stack.enter_context(self.redis_start())
+            self.redis_connect().close()
             self.stack = stack.pop_all()
         return self
 
@@ -490,7 +491,6 @@ def start(options):
         for name, title in titles.items():
             for _ in range(1 if options.short else STARTS):
                 with Stage(options) as stage:
-                    stage.redis_connect().close()
                     begin = time.monotonic()
                     stage.backend_start(name)
                     with stage.connect(name) as c:
@@ -510,7 +510,6 @@ def latency(options):
     """Medians of each round, in microseconds."""
     figures = collections.defaultdict(list)
     with Stage(options) as stage:
-        stage.redis_connect().close()
         stage.backend_start("pool")
         session_id = stage.sessions_make("pool")[0]
         stage.backend_start("L")
@@ -575,8 +574,7 @@ def memory(options):
     figures = collections.defaultdict(list)
     for _ in range(options.rounds):
         with Stage(options) as stage, contextlib.ExitStack() as held:
-            stage.redis_connect().close()
-            # Redis is stopped for some milliseconds below; on a busy machine that could look like an outage.
+                # Redis is stopped for some milliseconds below; on a busy machine that could look like an outage.
             pool = stage.backend_start("pool-1", {"REDIS_TIMEOUT_MS": "4000"})
             with stage.connect("pool-1") as c:
                 ids = [c.json("/api/sessions")["sessionId"] for _ in range(CONNECTIONS_HELD)]

@@ -16,6 +16,7 @@ import fcgi
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 BUILD = REPO / os.environ.get("HYPERPAGE_BUILD", "build")
+KEEPERS = 1  # processes of a pool beside its master and its workers
 PATIENCE_S = 10  # CI machines are slow; no test waits so long unless something is wrong
 
 
@@ -216,7 +217,8 @@ class Pool(Server):
         """A FastCGI connection, to be kept or misused."""
         return fcgi.Client(self.address, timeout_s)
 
-    def workers(self):
+    def processes(self):
+        """The workers and the keeper."""
         return children(self.pid)
 
 

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from servers import BUILD, REPO, Server, accepts, alive, ask, children, free_port, name_of, wait_until
+from servers import BUILD, KEEPERS, REPO, Server, accepts, alive, ask, children, free_port, name_of, wait_until
 
 
 class Run(Server):
@@ -34,7 +34,7 @@ def kind(request):
 
 def assert_ends_with_nothing_left(run, end):
     pids = children(run.pid)
-    assert len(pids) >= 4, "the pool, its workers and the web server"
+    assert len(pids) >= 1 + KEEPERS + 2 + 1, "the pool's master, keeper and two workers, and the web server"
     end()
     assert run.process.wait(timeout=40) == 0, run.log()
     assert [name_of(pid) for pid in pids if alive(pid)] == []
@@ -74,7 +74,7 @@ def test_options_of_the_environment_reach_the_pool(folder, servers, redis):
     run = servers.enter_context(Run(folder, REDIS_URL=redis.url, WORKERS=3, SESSION_DEFAULT_TTL_SECONDS=777))
     session_id = run.ask("GET", "/api/sessions").json["sessionId"]
     assert 770 <= redis.call("TTL", f"hyperpage:session:{session_id}") <= 777
-    assert len([pid for pid in children(run.pid) if name_of(pid) == "hyperpage-fcgi"]) == 1 + 3
+    assert len([pid for pid in children(run.pid) if name_of(pid) == "hyperpage-fcgi"]) == 1 + KEEPERS + 3
 
 
 def test_the_pool_may_listen_on_tcp(folder, servers, kind):

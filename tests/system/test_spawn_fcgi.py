@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 import fcgi
-from servers import BUILD, PATIENCE_S, Server, alive, children, wait_until
+from servers import BUILD, KEEPERS, PATIENCE_S, Server, alive, children, wait_until
 
 
 class Spawned:
@@ -98,12 +98,13 @@ def test_term_ends_each_spawned_process(spawned):
 
 def test_a_master_takes_the_socket_of_spawn_fcgi(folder, servers):
     master = servers.enter_context(SpawnedMaster(folder))
-    workers = children(master.pid)
-    assert len(workers) == 2
+    processes = children(master.pid)
+    assert len(processes) == 2 + KEEPERS
     session_id = create(master.address)
-    os.kill(workers[0], signal.SIGKILL)
-    wait_until(lambda: len(children(master.pid)) == 2 and workers[0] not in children(master.pid), "worker replaced")
+    os.kill(processes[-1], signal.SIGKILL)
+    wait_until(lambda: len(children(master.pid)) == 2 + KEEPERS and processes[-1] not in children(master.pid),
+               "the killed process is replaced")
     assert fcgi.ask(master.address, "GET", f"/api/sessions/{session_id}").status == 200
-    workers = children(master.pid)
+    processes = children(master.pid)
     assert master.stop() == 0
-    assert [pid for pid in workers if alive(pid)] == []
+    assert [pid for pid in processes if alive(pid)] == []
