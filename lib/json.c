@@ -313,8 +313,8 @@ static bool read_iso_time(const char *p, int64_t *ms)
                     .tm_hour = field[HOUR],
                     .tm_min = field[MINUTE],
                     .tm_sec = field[SECOND] };
-    time_t s = timegm(&t); /* which turns 31 April into 1 May: then the day is another one now */
-    if (t.tm_mon != field[MONTH] - 1 || t.tm_mday != field[DAY]) return false;
+    time_t s = timegm(&t); /* which turns 31 April into 1 May: then the month is another one now */
+    if (t.tm_mon != field[MONTH] - 1) return false;
     if (ms != NULL) *ms = (int64_t)s * 1000 + fraction_ms - east_ms;
     return true;
 }

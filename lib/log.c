@@ -25,7 +25,8 @@ bool log_open(const char *role, enum log_level level, enum log_format format, co
     int fd = STDERR_FILENO;
     if (path[0] != '\0') {
         fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0640);
-        if (fd < 0) return err_set(e, ERR_INPUT, "LOG_FILE=%s: cannot be opened for writing: %s", path, strerror(errno));
+        if (fd < 0)
+            return err_set(e, ERR_INPUT, "LOG_FILE=%s: cannot be opened for writing: %s", path, strerror(errno));
     }
     if (lg.fd > STDERR_FILENO) close(lg.fd);
     lg.role = role;
@@ -123,8 +124,10 @@ static void add_json(struct buf *line, const char *text)
         buf_puts(line, ",");
         buf_json_string(line, key);
         buf_puts(line, ":");
-        if (is_json_number(value)) buf_add(line, value);
-        else buf_json_string(line, value);
+        if (is_json_number(value))
+            buf_add(line, value);
+        else
+            buf_json_string(line, value);
     }
 }
 

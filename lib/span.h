@@ -40,7 +40,7 @@ bool span_next_name(struct bytes *rest, struct bytes *name);
 /* How many objects and arrays `text` holds, at all levels, itself too. */
 size_t span_count_containers(struct bytes text);
 
-enum span_type span_type(struct bytes value); /* white space before it does not count; no bytes are null */
+enum span_type span_type(struct bytes value);    /* white space before it does not count; no bytes are null */
 const char *span_type_name(enum span_type type); /* "an object", "a string", ... for messages */
 
 /* The member of object text `object` whose name, escapes decoded, is `name` (plain ASCII). The last one wins, as in

@@ -16,19 +16,19 @@
 #include <unistd.h>
 
 #define PAGE_BYTES         4096
-#define ROUND_WAIT_MS      200              /* most that a flush waits for its turn, and again for SQLite's lock */
-#define OPEN_WAIT_MS       5000             /* for SQLite's lock while opening: others may be recovering the WAL */
-#define DOCUMENT_MOST      (256u << 20)     /* bytes; a guard, the operator's limit is far below */
-#define KEEP_BYTES         (64 * 1024)      /* of the edit buffer between rounds */
-#define QUICK_CHECK_BYTES  (8 << 20)        /* a larger file is checked at start only after damage was met */
-#define PURGE_STEP_MOST_MS 64000            /* how much later than expires_ms purge_ms may be */
-#define MAKE_ROOM          256              /* expired sessions that one create at the limit deletes at most */
-#define WAL_BOUND_PAGES    8192             /* 32 MiB: beyond this housekeeping makes the WAL begin again */
-#define WAL_REST_PAGES     64               /* so little to copy may keep writers waiting */
-#define WAL_COPIES         16               /* most that are tried to come down to that */
-#define WAL_KEEP_BYTES     67108864         /* of its file: cutting it to make it grow again costs writers a third */
-#define WAL_FALLBACK_PAGES 32768            /* here a worker checkpoints itself, since nobody keeps house */
-#define RESTART_WAIT_MS    20               /* for readers, while writers wait for us */
+#define ROUND_WAIT_MS      200          /* most that a flush waits for its turn, and again for SQLite's lock */
+#define OPEN_WAIT_MS       5000         /* for SQLite's lock while opening: others may be recovering the WAL */
+#define DOCUMENT_MOST      (256u << 20) /* bytes; a guard, the operator's limit is far below */
+#define KEEP_BYTES         (64 * 1024)  /* of the edit buffer between rounds */
+#define QUICK_CHECK_BYTES  (8 << 20)    /* a larger file is checked at start only after damage was met */
+#define PURGE_STEP_MOST_MS 64000        /* how much later than expires_ms purge_ms may be */
+#define MAKE_ROOM          256          /* expired sessions that one create at the limit deletes at most */
+#define WAL_BOUND_PAGES    8192         /* 32 MiB: beyond this housekeeping makes the WAL begin again */
+#define WAL_REST_PAGES     64           /* so little to copy may keep writers waiting */
+#define WAL_COPIES         16           /* most that are tried to come down to that */
+#define WAL_KEEP_BYTES     67108864     /* of its file: cutting it to make it grow again costs writers a third */
+#define WAL_FALLBACK_PAGES 32768        /* here a worker checkpoints itself, since nobody keeps house */
+#define RESTART_WAIT_MS    20           /* for readers, while writers wait for us */
 #define DAMAGE_LOG_MS      60000
 #define STRING_(x)         #x
 #define STRING(x)          STRING_(x)
@@ -43,8 +43,10 @@
  * most touches leave it alone.
  *
  * totals.rows counts the rows for a limit on sessions. Keeping it costs a create 8 us of 30, so only processes with a
- * limit do; any other that changes the number sets it to NULL, and the next one with a limit counts again. */
-static const char *const migrations[] = { /* [n] leads from user_version n to n + 1 */
+ * limit do; any other that changes the number sets it to NULL, and the next one with a limit counts again.
+ *
+ * [n] leads from user_version n to n + 1. */
+static const char *const migrations[] = {
     "CREATE TABLE sessions (id TEXT NOT NULL UNIQUE, expires_ms INTEGER NOT NULL, purge_ms INTEGER NOT NULL,"
     "                       doc BLOB NOT NULL);"
     "CREATE INDEX sessions_purge ON sessions (purge_ms);"
@@ -53,6 +55,7 @@ static const char *const migrations[] = { /* [n] leads from user_version n to n 
 };
 #define SCHEMA_VERSION ((int64_t)(sizeof migrations / sizeof migrations[0]))
 
+/* clang-format off */
 enum sql {
     SQL_BEGIN_READ, SQL_BEGIN_WRITE, SQL_COMMIT, SQL_ROLLBACK,
     SQL_FIND, SQL_INSERT, SQL_UPDATE, SQL_TOUCH, SQL_DELETE, SQL_PURGE, SQL_ANY_EXPIRED,
@@ -81,6 +84,7 @@ static const char *const sql_text[SQL_STATEMENTS] = {
     [SQL_TOTAL_ADD]    = "UPDATE totals SET rows = rows + ?1",
     [SQL_TOTAL_FORGET] = "UPDATE totals SET rows = NULL WHERE rows IS NOT NULL",
 };
+/* clang-format on */
 
 enum op_kind { OP_CREATE, OP_UPDATE, OP_DELETE };
 
@@ -91,8 +95,8 @@ struct op {
     struct task *task; /* who waits for it; NULL: plain code */
     enum op_kind kind;
     const char *id;
-    struct bytes doc;     /* create */
-    store_edit_fn *edit;  /* update */
+    struct bytes doc;    /* create */
+    store_edit_fn *edit; /* update */
     void *edit_ctx;
     int64_t ttl_ms, deadline_ms;
     bool done, ok; /* ok counts once the transaction is committed */
@@ -105,32 +109,32 @@ struct store_embedded {
     sqlite3_stmt *statement[SQL_STATEMENTS];
     struct turns *turns;
     TAILQ_HEAD(, op) round;
-    struct buf edited; /* what an edit has made of a document */
-    int64_t now_ms;    /* wall; of the write transaction that is open */
+    struct buf edited;  /* what an edit has made of a document */
+    int64_t now_ms;     /* wall; of the write transaction that is open */
     int64_t rows_added; /* by it */
     int64_t max_total;
     bool sync_full;
     char *dir, *path;
-    int lock_fd; /* sessions.lock, see lock_byte() */
+    int lock_fd;  /* sessions.lock, see lock_byte() */
     bool alone;   /* no other process has the file open: known while opening */
     bool damaged; /* what SQLite said while opening */
     bool serving; /* opened */
     int64_t damage_logged_ms;
 };
 
-/* ---- SQLite's answers --------------------------------------------------------------------------------------------- */
+/* ---- SQLite's answers ---------------------------------------------------------------------------------------- */
 
-/* True for failures that leave the store as it is and may pass: nobody is logged out by them. */
-static bool may_pass(int rc)
+/* Failures that leave the store as it is: another process, the disk, or damage, where an operator must help. They are
+ * ERR_UNAVAILABLE: nobody is logged out by them. */
+static const int may_pass[] = { SQLITE_BUSY,    SQLITE_LOCKED,   SQLITE_PROTOCOL, SQLITE_FULL,
+                                SQLITE_IOERR,   SQLITE_READONLY, SQLITE_CANTOPEN, SQLITE_PERM,
+                                SQLITE_CORRUPT, SQLITE_NOTADB,   SQLITE_NOMEM };
+
+static enum err_kind kind_of(int rc)
 {
-    switch (rc & 0xff) {
-    case SQLITE_BUSY: case SQLITE_LOCKED: case SQLITE_PROTOCOL: /* another process */
-    case SQLITE_FULL: case SQLITE_IOERR: case SQLITE_READONLY: case SQLITE_CANTOPEN: case SQLITE_PERM: /* the disk */
-    case SQLITE_CORRUPT: case SQLITE_NOTADB: /* an operator must help */
-    case SQLITE_NOMEM:
-        return true;
-    }
-    return false;
+    for (size_t i = 0; i < sizeof may_pass / sizeof may_pass[0]; i++)
+        if ((rc & 0xff) == may_pass[i]) return ERR_UNAVAILABLE;
+    return ERR_INTERNAL;
 }
 
 static bool is_damage(int rc)
@@ -155,8 +159,7 @@ static bool failed(struct store_embedded *se, const char *doing, struct err *e)
     int rc = sqlite3_errcode(se->db);
     if (is_damage(rc) && se->serving) note_damage(se);
     se->damaged = se->damaged || is_damage(rc);
-    return err_set(e, may_pass(rc) ? ERR_UNAVAILABLE : ERR_INTERNAL, "embedded store: %s: %s", doing,
-                   sqlite3_errmsg(se->db));
+    return err_set(e, kind_of(rc), "embedded store: %s: %s", doing, sqlite3_errmsg(se->db));
 }
 
 /* Runs a statement whose parameters are bound to its end. */
@@ -183,7 +186,7 @@ static void bind(struct store_embedded *se, enum sql which, int parameter, int64
     sqlite3_bind_int64(se->statement[which], parameter, number);
 }
 
-/* ---- Rows --------------------------------------------------------------------------------------------------------- */
+/* ---- Rows ---------------------------------------------------------------------------------------------------- */
 
 struct row {
     bool live;     /* there and not expired */
@@ -227,8 +230,10 @@ static bool put(struct store_embedded *se, struct row *row, const char *id, stru
     sqlite3_bind_blob64(se->statement[how], 1, doc.len > 0 ? doc.at : "", doc.len, SQLITE_STATIC);
     bind(se, how, 2, row->expires_ms);
     bind(se, how, 3, purge_ms);
-    if (how == SQL_INSERT) sqlite3_bind_text(se->statement[how], 4, id, -1, SQLITE_STATIC);
-    else bind(se, how, 4, row->rowid);
+    if (how == SQL_INSERT)
+        sqlite3_bind_text(se->statement[how], 4, id, -1, SQLITE_STATIC);
+    else
+        bind(se, how, 4, row->rowid);
     if (!run(se, how, e)) return false;
     se->rows_added += how == SQL_INSERT;
     return true;
@@ -270,7 +275,7 @@ static bool make_room(struct store_embedded *se, struct err *e)
     return err_set(e, ERR_FULL, "embedded store: holds its most of %" PRId64 " sessions", se->max_total);
 }
 
-/* ---- Transactions ------------------------------------------------------------------------------------------------- */
+/* ---- Transactions -------------------------------------------------------------------------------------------- */
 
 /* Reads of tasks in one round share a transaction, which saves a third of a read's cost. It begins after the round's
  * requests were gathered and ends with the round, so that a read sees all that was acknowledged before it was asked. */
@@ -315,7 +320,7 @@ static bool end_write(struct store_embedded *se, struct err *e)
     return ok;
 }
 
-/* ---- A round's writes --------------------------------------------------------------------------------------------- */
+/* ---- A round's writes ---------------------------------------------------------------------------------------- */
 
 static bool run_create(struct store_embedded *se, struct op *op)
 {
@@ -325,8 +330,10 @@ static bool run_create(struct store_embedded *se, struct op *op)
     if (!ok) return false;
     op->result.found = row.live;
     if (!row.live) {
-        if (row.rowid != 0) row.expires_ms = 0; /* an expired one makes way, its time counts no more */
-        else if (!make_room(se, &op->err)) return false;
+        if (row.rowid != 0)
+            row.expires_ms = 0; /* an expired one makes way, its time counts no more */
+        else if (!make_room(se, &op->err))
+            return false;
         if (!put(se, &row, op->id, op->doc, op->ttl_ms, &op->err)) return false;
         op->result.changed = true;
     }
@@ -367,7 +374,9 @@ static bool run_delete(struct store_embedded *se, struct op *op)
 }
 
 static bool (*const op_run[])(struct store_embedded *se, struct op *op) = {
-    [OP_CREATE] = run_create, [OP_UPDATE] = run_update, [OP_DELETE] = run_delete,
+    [OP_CREATE] = run_create,
+    [OP_UPDATE] = run_update,
+    [OP_DELETE] = run_delete,
 };
 
 static void finish(struct store_embedded *se, struct op *op)
@@ -439,13 +448,18 @@ static void flush(void *self)
     int64_t now_ms = clock_mono_ms(), until_ms = now_ms + ROUND_WAIT_MS;
     for (struct op *op = TAILQ_FIRST(&se->round), *after; op != NULL; op = after) {
         after = TAILQ_NEXT(op, link);
-        if (is_late(op, now_ms)) finish(se, op);
-        else if (op->deadline_ms < until_ms) until_ms = op->deadline_ms;
+        if (is_late(op, now_ms))
+            finish(se, op);
+        else if (op->deadline_ms < until_ms)
+            until_ms = op->deadline_ms;
     }
     if (TAILQ_EMPTY(&se->round)) return;
-    if (begin_write(se, until_ms, &busy, &e)) commit_round(se);
-    else if (busy) put_off_round(se);
-    else finish_round(se, false, &e);
+    if (begin_write(se, until_ms, &busy, &e))
+        commit_round(se);
+    else if (busy)
+        put_off_round(se);
+    else
+        finish_round(se, false, &e);
 }
 
 /* Puts a write into the round and waits for its outcome. */
@@ -465,7 +479,7 @@ static bool submit(struct store_embedded *se, struct op *op, struct store_result
     return op->ok;
 }
 
-/* ---- The operations ----------------------------------------------------------------------------------------------- */
+/* ---- The operations ------------------------------------------------------------------------------------------ */
 
 static bool get(void *self, const char *id, int64_t deadline_ms, struct buf *doc, struct store_result *res,
                 struct err *e)
@@ -491,8 +505,9 @@ static bool create(void *self, const char *id, struct bytes doc, int64_t ttl_ms,
 static bool update(void *self, const char *id, store_edit_fn *edit, void *ctx, int64_t ttl_ms, int64_t deadline_ms,
                    struct store_result *res, struct err *e)
 {
-    struct op op = { .kind = OP_UPDATE, .id = id, .edit = edit, .edit_ctx = ctx, .ttl_ms = ttl_ms,
-                     .deadline_ms = deadline_ms };
+    struct op op = {
+        .kind = OP_UPDATE, .id = id, .edit = edit, .edit_ctx = ctx, .ttl_ms = ttl_ms, .deadline_ms = deadline_ms
+    };
     return submit(self, &op, res, e);
 }
 
@@ -516,11 +531,17 @@ static void close_(void *self)
 }
 
 const struct store_ops store_embedded_ops = {
-    .name = "embedded", .get = get, .create = create, .update = update, .del = del, .count = count, .flush = flush,
+    .name = "embedded",
+    .get = get,
+    .create = create,
+    .update = update,
+    .del = del,
+    .count = count,
+    .flush = flush,
     .close = close_,
 };
 
-/* ---- Housekeeping ------------------------------------------------------------------------------------------------- */
+/* ---- Housekeeping -------------------------------------------------------------------------------------------- */
 
 /* Copies the WAL into the file while writers go on. They would go on for ever behind its end: so once it is long, copy
  * again until little was added meanwhile, then do the rest in a turn of our own: the next writer starts at the WAL's
@@ -560,7 +581,7 @@ bool store_embedded_housekeep(struct store_embedded *se, int most, int64_t *purg
     return checkpoint(se, e);
 }
 
-/* ---- Opening ------------------------------------------------------------------------------------------------------ */
+/* ---- Opening ------------------------------------------------------------------------------------------------- */
 
 /* sessions.lock: byte 0 is locked by whoever opens the store, byte 1 shared by all who have it open. Only a process
  * that has it alone may set a damaged file aside: others would go on writing to it. The locks belong to the open file,
@@ -614,8 +635,10 @@ static bool query(struct store_embedded *se, const char *sql, char *out, size_t 
 {
     sqlite3_stmt *s = NULL;
     bool ok = sqlite3_prepare_v2(se->db, sql, -1, &s, NULL) == SQLITE_OK && sqlite3_step(s) == SQLITE_ROW;
-    if (ok) snprintf(out, cap, "%s", (const char *)sqlite3_column_text(s, 0));
-    else failed(se, sql, e);
+    if (ok)
+        snprintf(out, cap, "%s", (const char *)sqlite3_column_text(s, 0));
+    else
+        failed(se, sql, e);
     sqlite3_finalize(s);
     return ok;
 }
@@ -634,10 +657,13 @@ static bool configure(struct store_embedded *se, struct err *e)
     if (!query(se, "PRAGMA journal_mode = WAL", mode, sizeof mode, e)) return false;
     if (strcmp(mode, "wal") != 0)
         return err_set(e, ERR_INPUT, "STATE_DIR=%s: SQLite cannot use a WAL there, only mode \"%s\"", se->dir, mode);
-    return exec(se, "PRAGMA cache_size = -1024;" /* KiB, of every worker */
-                    "PRAGMA temp_store = MEMORY;"
-                    "PRAGMA wal_autocheckpoint = " STRING(WAL_FALLBACK_PAGES) ";"
-                    "PRAGMA journal_size_limit = " STRING(WAL_KEEP_BYTES) ";", e) &&
+    return exec(se,
+                "PRAGMA cache_size = -1024;" /* KiB, of every worker */
+                "PRAGMA temp_store = MEMORY;"
+                "PRAGMA wal_autocheckpoint = " STRING(WAL_FALLBACK_PAGES) ";"
+                                                                          "PRAGMA journal_size_limit = " STRING(
+                                                                              WAL_KEEP_BYTES) ";",
+                e) &&
            exec(se, se->sync_full ? "PRAGMA synchronous = FULL" : "PRAGMA synchronous = NORMAL", e);
 }
 
@@ -662,8 +688,10 @@ static bool migrate(struct store_embedded *se, struct err *e)
     if (!query(se, "PRAGMA user_version", version, sizeof version, e)) return false;
     int64_t from = strtoll(version, NULL, 10);
     if (from > SCHEMA_VERSION)
-        return err_set(e, ERR_INPUT, "STATE_DIR=%s: sessions.db was made by a newer version: its schema is %" PRId64
-                       ", this program knows %" PRId64, se->dir, from, SCHEMA_VERSION);
+        return err_set(e, ERR_INPUT,
+                       "STATE_DIR=%s: sessions.db was made by a newer version: its schema is %" PRId64
+                       ", this program knows %" PRId64,
+                       se->dir, from, SCHEMA_VERSION);
     for (; from < SCHEMA_VERSION; from++) {
         struct buf sql = BUF_INIT(64 * 1024);
         buf_printf(&sql, "BEGIN IMMEDIATE; %s PRAGMA user_version = %" PRId64 "; COMMIT;", migrations[from], from + 1);
@@ -677,7 +705,8 @@ static bool migrate(struct store_embedded *se, struct err *e)
 static bool prepare(struct store_embedded *se, struct err *e)
 {
     for (int i = 0; i < SQL_STATEMENTS; i++)
-        if (sqlite3_prepare_v3(se->db, sql_text[i], -1, SQLITE_PREPARE_PERSISTENT, &se->statement[i], NULL) != SQLITE_OK)
+        if (sqlite3_prepare_v3(se->db, sql_text[i], -1, SQLITE_PREPARE_PERSISTENT, &se->statement[i], NULL) !=
+            SQLITE_OK)
             return failed(se, sql_text[i], e);
     return true;
 }
@@ -701,7 +730,8 @@ static void database_close(struct store_embedded *se)
         sqlite3_finalize(se->statement[i]);
         se->statement[i] = NULL;
     }
-    if (se->db != NULL && se->damaged) sqlite3_db_config(se->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL); /* touch nothing more */
+    if (se->db != NULL && se->damaged)
+        sqlite3_db_config(se->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL); /* touch nothing more */
     sqlite3_close(se->db);
     se->db = NULL;
 }
@@ -725,8 +755,9 @@ static bool set_aside(struct store_embedded *se, const struct err *why, struct e
         free(to);
     }
     if (ok) ok = ftruncate(se->lock_fd, 0) == 0 || dir_failed(se, e);
-    if (ok) log_error("embedded store damaged, set aside, beginning a new one: file=\"%s/%s\" error=\"%s\"", se->dir,
-                      buf_text(&name), why->text);
+    if (ok)
+        log_error("embedded store damaged, set aside, beginning a new one: file=\"%s/%s\" error=\"%s\"", se->dir,
+                  buf_text(&name), why->text);
     buf_done(&name);
     return ok;
 }

@@ -10,10 +10,10 @@ struct store_embedded;
 extern const struct store_ops store_embedded_ops;
 
 struct store_embedded_options {
-    const char *dir;          /* STATE_DIR: holds sessions.db and what belongs to it */
-    bool sync_full;           /* each commit reaches the disk before it is acknowledged */
-    int64_t max_total;        /* most live sessions, then create is ERR_FULL; 0 = no limit. Exact among processes; an
-                               * expired one counts at most a 1024th of its TTL longer */
+    const char *dir;   /* STATE_DIR: holds sessions.db and what belongs to it */
+    bool sync_full;    /* each commit reaches the disk before it is acknowledged */
+    int64_t max_total; /* most live sessions, then create is ERR_FULL; 0 = no limit. Exact among processes; an
+                        * expired one counts at most a 1024th of its TTL longer */
 };
 
 /* A damaged file is set aside as sessions.db.damaged-<time>, said in the log, and a new one begun, unless another

@@ -196,18 +196,19 @@ static void watch_for(struct connection *c, uint32_t events)
 
 /* An answer before the request's end. Closing with unread bytes would take the answer back (ECONNRESET), so read on
  * until the peer has closed, a little while. */
-static void refuse_length(struct connection *c, uint16_t id, int status, const char *code, const char *message)
+static void refuse_length(struct connection *c, const struct record_request *rq, int status, const char *code,
+                          const char *message)
 {
     struct response rs;
     struct buf text = BUF_INIT(4096), answer = BUF_INIT(8192);
     char request_id[IDS_TEXT_BYTES];
     response_init(&rs, 1024);
-    ids_new(request_id);
+    if (!ids_read(record_param(rq->params, "HTTP_X_REQUEST_ID"), request_id)) ids_new(request_id);
     response_header(&rs, "X-Request-Id", request_id);
     response_error(&rs, status, code, message);
     response_head(&rs, &text);
     buf_add(&text, buf_bytes(&rs.body));
-    record_answer(id, buf_bytes(&text), &answer);
+    record_answer(rq->id, buf_bytes(&text), &answer);
     ssize_t n = send(c->watch.fd, answer.data, answer.len, MSG_NOSIGNAL | MSG_DONTWAIT);
     (void)n; /* a peer that does not take a first answer gets none */
     shutdown(c->watch.fd, SHUT_WR);
@@ -330,10 +331,10 @@ static void connection_look(struct connection *c)
             connection_refuse(c);
             return;
         case RECORD_BODY_TOO_LONG:
-            refuse_length(c, rq.id, 413, "PAYLOAD_TOO_LARGE", "The request body is larger than SESSION_MAX_BYTES");
+            refuse_length(c, &rq, 413, "PAYLOAD_TOO_LARGE", "The request body is larger than SESSION_MAX_BYTES");
             return;
         case RECORD_PARAMS_TOO_LONG:
-            refuse_length(c, rq.id, 431, "HEADERS_TOO_LARGE", "The request's headers are too large");
+            refuse_length(c, &rq, 431, "HEADERS_TOO_LARGE", "The request's headers are too large");
             return;
         case RECORD_ABORTED:
             connection_close(c);

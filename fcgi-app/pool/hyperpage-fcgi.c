@@ -47,6 +47,7 @@ static int run_single(const struct config *cfg, struct err *e)
     keeper_report_leftovers(cfg);
     struct worker_options o = { .config = cfg, .listen_fd = l.fd, .handover = { -1, -1 }, .life_fd = -1, .report_fd = -1 };
     int code = worker_run(&o);
+    l.fd = -1; /* the worker has closed it */
     listener_close(&l);
     return code;
 }

@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -95,6 +96,7 @@ int keeper_run(const struct config *cfg, int life_fd, int report_fd)
     struct slot *slot = NULL;
     self = &k;
     log_role("keeper");
+    prctl(PR_SET_NAME, "fcgi-keeper");
     bool ok = watch_all(&k, life_fd, &e);
     if (ok) sh = shared_open(cfg->run_dir, &e);
     if (sh != NULL) slot = shared_claim(sh, SLOT_KEEPER, &e);

@@ -55,7 +55,7 @@ static void act(void);
 
 /* --- checks --- */
 
-static bool folder_check(const char *key, const char *path, bool create, struct err *e)
+static bool folder_check(const char *key, const char *path, mode_t mode, bool create, struct err *e)
 {
     struct stat st;
     if (path[0] == '\0') return err_set(e, ERR_INPUT, "%s is empty: allowed is the path of a folder", key);
@@ -70,7 +70,7 @@ static bool folder_check(const char *key, const char *path, bool create, struct 
             if (access(parent, W_OK | X_OK) == 0) return true;
             return err_set(e, ERR_INPUT, "%s=%.100s: cannot be made: %s", key, path, strerror(errno));
         }
-        if (mkdir(path, 0750) != 0) return err_set(e, ERR_INPUT, "%s=%.100s: cannot be made: %s", key, path, strerror(errno));
+        if (mkdir(path, mode) != 0) return err_set(e, ERR_INPUT, "%s=%.100s: cannot be made: %s", key, path, strerror(errno));
         return true;
     }
     if (!S_ISDIR(st.st_mode)) return err_set(e, ERR_INPUT, "%s=%.100s: is no folder", key, path);
@@ -87,8 +87,9 @@ bool master_check_config(const struct config *cfg, bool create, struct err *e)
     struct api names = { .config = cfg };
     bool ok = api_init(&names, cfg, NULL, NULL, NULL, e);
     api_done(&names);
-    return ok && listener_check(cfg, e) && folder_check("RUN_DIR", cfg->run_dir, create, e) &&
-           folder_check("STATE_DIR", cfg->state_dir, create, e);
+    /* The web server must get through RUN_DIR to the socket, which has its own permissions. */
+    return ok && listener_check(cfg, e) && folder_check("RUN_DIR", cfg->run_dir, 0755, create, e) &&
+           folder_check("STATE_DIR", cfg->state_dir, 0700, create, e);
 }
 
 /* --- children --- */
@@ -110,7 +111,10 @@ static void become_child(void)
 
 static int child_main(int seat, int report_fd)
 {
-    if (seat == CHILDREN_KEEPER) return keeper_run(m.o->config, m.life_fd[0], report_fd);
+    if (seat == CHILDREN_KEEPER) {
+        close(m.listener.fd);
+        return keeper_run(m.o->config, m.life_fd[0], report_fd);
+    }
     struct worker_options o = { .config = m.o->config, .listen_fd = m.listener.fd, .handover = m.handover,
                                 .life_fd = m.life_fd[0], .report_fd = report_fd };
     return worker_run(&o);

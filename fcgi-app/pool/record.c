@@ -108,7 +108,8 @@ enum record_verdict record_scan(struct bytes data, size_t most_body_bytes, struc
             want = WANT_PARAMS;
         } else if (want == WANT_PARAMS && h.type == TYPE_PARAMS) {
             if (h.length == 0) {
-                if (!params_are_true(scratch->len > 0 ? buf_bytes(scratch) : first_params)) return RECORD_BROKEN;
+                rq->params = scratch->len > 0 ? buf_bytes(scratch) : first_params;
+                if (!params_are_true(rq->params)) return RECORD_BROKEN;
                 want = WANT_STDIN;
             } else if (first_params.len == 0) {
                 first_params = content;
@@ -127,6 +128,14 @@ enum record_verdict record_scan(struct bytes data, size_t most_body_bytes, struc
         at += size;
     }
     return RECORD_MORE;
+}
+
+struct bytes record_param(struct bytes params, const char *name)
+{
+    struct bytes key, value;
+    while (next_pair(&params, &key, &value))
+        if (bytes_is(key, name)) return value;
+    return (struct bytes){ NULL, 0 };
 }
 
 void record_answer(uint16_t id, struct bytes text, struct buf *out)

@@ -24,11 +24,15 @@ struct record_request {
     uint16_t id;
     uint8_t management_type;
     size_t bytes; /* of the whole request, or of the management record */
+    struct bytes params; /* once all of them are there; in `data` or in `scratch` */
 };
 
 /* Looks at the first bytes of a connection. `scratch` is for params that came in pieces; its content is lost. */
 enum record_verdict record_scan(struct bytes data, size_t most_body_bytes, struct buf *scratch,
                                 struct record_request *rq);
+
+/* The value of a parameter, or no bytes. For answers that must be given before libfcgi has read anything. */
+struct bytes record_param(struct bytes params, const char *name);
 
 /* Appends a whole answer: STDOUT with `text` (at most 65,535 bytes), its end, END_REQUEST. */
 void record_answer(uint16_t id, struct bytes text, struct buf *out);

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -128,6 +129,7 @@ static void leave(enum leaving how)
     atomic_store(&w->slot->state, SLOT_DRAINING);
     if (first) {
         stop_listening(w);
+        close(w->listener.fd);
         w->listen_again_ms = 0;
         if (w->siblings.fd >= 0) pollset_remove(w->pollset, &w->siblings);
         log_debug("worker leaves: connections=%zu requests=%zu", w->connections.open, w->connections.exchanges);
@@ -324,6 +326,7 @@ int worker_run(const struct worker_options *o)
     struct err e = { .kind = ERR_NONE };
     self = &w;
     log_role("worker");
+    prctl(PR_SET_NAME, "fcgi-worker");
     bool ok = worker_start(&w, &e);
     if (ok) {
         atomic_store(&w.slot->state, SLOT_SERVING);

@@ -7,7 +7,7 @@
 
 struct worker_options {
     const struct config *config;
-    int listen_fd;
+    int listen_fd;            /* the worker closes it when it leaves, so that it dies with the last one */
     struct handover handover; /* to siblings; -1, -1 where there are none */
     int life_fd;              /* readable (end of file) once the master is dead; -1 without one */
     int report_fd;            /* to the master: WORKER_READY, WORKER_TIRED; -1 without one */

@@ -145,8 +145,9 @@ static void run(enum what what, int processes, int width)
 
     uint32_t n = r->rounds < MOST_ROUNDS ? r->rounds : MOST_ROUNDS;
     qsort(r->round_us, n, sizeof *r->round_us, by_value);
-    printf("%-6s %d process%-2s rounds of %2d: %8.0f/s  round p50 %6d us  p99 %6d us  p99.9 %6d us  max %6d us  WAL %3" PRId64
-           " MiB\n", names[what], processes, processes > 1 ? "es" : "", width, (double)r->operations * 1000 / RUN_MS,
+    printf("%-6s %d process%-2s rounds of %2d: %8.0f/s  round p50 %6d us  p99 %6d us  p99.9 %6d us  max %6d us  WAL "
+           "%3" PRId64 " MiB\n",
+           names[what], processes, processes > 1 ? "es" : "", width, (double)r->operations * 1000 / RUN_MS,
            r->round_us[n / 2], r->round_us[n - 1 - n / 100], r->round_us[n - 1 - n / 1000], r->round_us[n - 1],
            wal_bytes >> 20);
     munmap(r, sizeof *r);
@@ -157,7 +158,8 @@ static void fill_one(void *arg)
     struct store_result res;
     struct err e = { 0 };
     ids_new(arg);
-    if (!store_embedded_ops.create(se, arg, (struct bytes){ doc, sizeof doc }, TTL_MS, clock_mono_ms() + 5000, &res, &e))
+    if (!store_embedded_ops.create(se, arg, (struct bytes){ doc, sizeof doc }, TTL_MS, clock_mono_ms() + 5000, &res,
+                                   &e))
         die("create", &e);
 }
 

@@ -114,9 +114,12 @@ static enum store_verdict follow_script(void *ctx, struct bytes doc, struct buf 
     return s->verdict;
 }
 
-#define SCRIPT(what, text) { .verdict = (what), .write = BYTES_LITERAL(text), .seen = BUF_INIT(16 << 20) }
+#define SCRIPT(what, text)                                                                                             \
+    {                                                                                                                  \
+        .verdict = (what), .write = BYTES_LITERAL(text), .seen = BUF_INIT(16 << 20)                                    \
+    }
 
-/* ---- One process -------------------------------------------------------------------------------------------------- */
+/* ---- One process --------------------------------------------------------------------------------------------- */
 
 static void what_is_created_reads_back(void **state)
 {
@@ -298,7 +301,7 @@ static void live_sessions_are_counted(void **state)
     assert_int_equal(count_(c), before);
 }
 
-/* ---- Several processes -------------------------------------------------------------------------------------------- */
+/* ---- Several processes --------------------------------------------------------------------------------------- */
 
 #define WRITERS 4
 

@@ -114,7 +114,10 @@ static void a_json_string_escapes_what_json_cannot_hold(void **state)
         { "\"\\", "\"\\\"\\\\\"" },
         { "\n\r\t\b\f\x01\x1f", "\"\\n\\r\\t\\u0008\\u000c\\u0001\\u001f\"" },
         { "\xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80", "\"\xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80\"" },
-        { "a\xff" "b\xc3", "\"a\xef\xbf\xbd" "b\xef\xbf\xbd\"" },
+        { "a\xff"
+          "b\xc3",
+          "\"a\xef\xbf\xbd"
+          "b\xef\xbf\xbd\"" },
         { "\xed\xa0\x80", "\"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\"" },
         { "\xf0\x9f\x98", "\"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\"" },
     };
@@ -147,9 +150,19 @@ static void utf8_is_exactly_what_the_standard_defines(void **state)
             assert_int_equal(utf8_sequence(s, n), 0);
         }
     }
-    static const char *const wrong[] = { "\x80", "\xbf\x80", "\xc0\x80", "\xc1\xbf", "\xe0\x80\x80", "\xe0\x9f\xbf",
-                                         "\xf0\x80\x80\x80", "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80", "\xf5\x80\x80\x80",
-                                         "\xf8\x88\x80\x80\x80", "\xfe", "\xff" };
+    static const char *const wrong[] = { "\x80",
+                                         "\xbf\x80",
+                                         "\xc0\x80",
+                                         "\xc1\xbf",
+                                         "\xe0\x80\x80",
+                                         "\xe0\x9f\xbf",
+                                         "\xf0\x80\x80\x80",
+                                         "\xf0\x8f\xbf\xbf",
+                                         "\xf4\x90\x80\x80",
+                                         "\xf5\x80\x80\x80",
+                                         "\xf8\x88\x80\x80\x80",
+                                         "\xfe",
+                                         "\xff" };
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++)
         assert_int_equal(utf8_sequence(wrong[i], strlen(wrong[i])), 0);
     assert_int_equal(utf8_sequence("", 0), 0);

@@ -64,7 +64,10 @@ static void reads_an_id_without_the_white_space_around_it(void **state)
 {
     (void)state;
     static const char *const pairs[][2] = {
-        { "a", "a" }, { " \t\r\nAz09._-\n ", "Az09._-" }, { "...", "..." }, { "-", "-" },
+        { "a", "a" },
+        { " \t\r\nAz09._-\n ", "Az09._-" },
+        { "...", "..." },
+        { "-", "-" },
     };
     char id[IDS_TEXT_BYTES];
     for (size_t i = 0; i < 4; i++) {
@@ -76,7 +79,9 @@ static void reads_an_id_without_the_white_space_around_it(void **state)
 static void refuses_what_is_no_id(void **state)
 {
     (void)state;
-    static const char *const wrong[] = { "", "  ", "a b", "a/b", "a:b", "a%20", "\xc3\xa4", "a\nb", "a{b}", "*", "a\"" };
+    static const char *const wrong[] = {
+        "", "  ", "a b", "a/b", "a:b", "a%20", "\xc3\xa4", "a\nb", "a{b}", "*", "a\""
+    };
     char id[IDS_TEXT_BYTES] = "stale";
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
         assert_false(ids_read(bytes_of(wrong[i]), id));

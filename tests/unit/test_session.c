@@ -17,11 +17,9 @@ static const char *const protected_names[] = { "userId", "user", "authenticatedT
 
 static struct session_edit edit_of(enum session_edit_kind kind, const char *change)
 {
-    return (struct session_edit){ .kind = kind,
-                                  .change = bytes_of(change),
-                                  .protected = protected_names,
-                                  .keep_origin = true,
-                                  .now_ms = NOW_MS };
+    return (struct session_edit){
+        .kind = kind, .change = bytes_of(change), .protected = protected_names, .keep_origin = true, .now_ms = NOW_MS
+    };
 }
 
 /* The edit's outcome, or "fault POINTER". The caller frees it. */
@@ -68,8 +66,10 @@ static void accepts_known_members_with_their_types_and_unknown_ones_with_any(voi
         "{\"preferences\":{}}",
         "{\"uiState\":{\"expandedWidgets\":[\"a\",\"\"],\"lastVisitedTools\":[],\"dashboardLayout\":\"wide\","
         "\"filterSettings\":{\"x\":[1,null]}}}",
-        "{\"toolConfigs\":{\"github\":{\"enabled\":true,\"settings\":{\"a\":1},\"lastUsed\":\"" NOW "\",\"x\":0},\"\":{}}}",
-        "{\"authenticatedTools\":{\"jira\":{\"connected\":false,\"connectedAt\":\"" NOW "\",\"lastUsed\":\"" THEN "\"}}}",
+        "{\"toolConfigs\":{\"github\":{\"enabled\":true,\"settings\":{\"a\":1},\"lastUsed\":\"" NOW
+        "\",\"x\":0},\"\":{}}}",
+        "{\"authenticatedTools\":{\"jira\":{\"connected\":false,\"connectedAt\":\"" NOW "\",\"lastUsed\":\"" THEN
+        "\"}}}",
         "{\"lastActivity\":\"" NOW "\",\"metadata\":{\"ipAddress\":\"::1\",\"userAgent\":\"\",\"created\":\"" NOW
         "\",\"updated\":\"" NOW "\",\"more\":7}}",
         "{\"userId\":\"alice\",\"user\":{\"id\":\"1\",\"provider\":\"github\",\"email\":\"a@example.org\"}}",
@@ -185,12 +185,15 @@ static void a_document_has_at_most_32_levels(void **state)
 static void a_touch_changes_the_two_times_and_no_other_byte(void **state)
 {
     (void)state;
-    assert_edit(SESSION_MERGE,
-                "{ \"userId\" : \"a\\u006cice\" ,\n \"lastActivity\" : \"" THEN "\" , \"big\":123456789012345678901234567890,"
-                "\"metadata\" : { \"created\":\"" THEN "\" ,\t\"updated\":\"" THEN "\", \"x\":1.50 } , \"esc\":\"\\/\\ud83d\"  }",
-                "{\"lastActivity\":\"" THEN "\"}",
-                "{ \"userId\" : \"a\\u006cice\" ,\n \"lastActivity\" : \"" NOW "\" , \"big\":123456789012345678901234567890,"
-                "\"metadata\" : { \"created\":\"" THEN "\" ,\t\"updated\":\"" NOW "\", \"x\":1.50 } , \"esc\":\"\\/\\ud83d\"  }");
+    assert_edit(
+        SESSION_MERGE,
+        "{ \"userId\" : \"a\\u006cice\" ,\n \"lastActivity\" : \"" THEN "\" , \"big\":123456789012345678901234567890,"
+        "\"metadata\" : { \"created\":\"" THEN "\" ,\t\"updated\":\"" THEN
+        "\", \"x\":1.50 } , \"esc\":\"\\/\\ud83d\"  }",
+        "{\"lastActivity\":\"" THEN "\"}",
+        "{ \"userId\" : \"a\\u006cice\" ,\n \"lastActivity\" : \"" NOW "\" , \"big\":123456789012345678901234567890,"
+        "\"metadata\" : { \"created\":\"" THEN "\" ,\t\"updated\":\"" NOW
+        "\", \"x\":1.50 } , \"esc\":\"\\/\\ud83d\"  }");
 }
 
 static void times_and_metadata_that_are_missing_are_appended(void **state)
@@ -210,7 +213,8 @@ static void top_level_members_are_replaced_by_the_clients_own_bytes(void **state
     (void)state;
     assert_edit(SESSION_MERGE, "{\"a\" : {\"x\":1} ,\"b\":2," TOUCHED "}", "{ \"a\" :  { \"y\" : 1e400 }  }",
                 "{\"a\" : { \"y\" : 1e400 } ,\"b\":2," TOUCHED "}");
-    assert_edit(SESSION_MERGE, "{\"a\":1," TOUCHED "}", "{\"a\":null,\"n\":null}", "{\"a\":null," TOUCHED ",\"n\":null}");
+    assert_edit(SESSION_MERGE, "{\"a\":1," TOUCHED "}", "{\"a\":null,\"n\":null}",
+                "{\"a\":null," TOUCHED ",\"n\":null}");
 }
 
 static void new_members_are_appended_in_the_order_of_the_change(void **state)
@@ -234,8 +238,9 @@ static void of_a_repeated_member_the_last_is_replaced_and_the_others_stay(void *
     (void)state;
     assert_edit(SESSION_MERGE, "{\"a\":1,\"b\":2, \"a\" :3," TOUCHED "}", "{\"a\":4}",
                 "{\"a\":1,\"b\":2, \"a\" :4," TOUCHED "}");
-    assert_edit(SESSION_MERGE, "{\"lastActivity\":1,\"metadata\":{\"updated\":1,\"updated\":2},\"lastActivity\":2}", "{}",
-                "{\"lastActivity\":1,\"metadata\":{\"updated\":1,\"updated\":\"" NOW "\"},\"lastActivity\":\"" NOW "\"}");
+    assert_edit(
+        SESSION_MERGE, "{\"lastActivity\":1,\"metadata\":{\"updated\":1,\"updated\":2},\"lastActivity\":2}", "{}",
+        "{\"lastActivity\":1,\"metadata\":{\"updated\":1,\"updated\":\"" NOW "\"},\"lastActivity\":\"" NOW "\"}");
 }
 
 static void metadata_merges_one_level_and_its_origin_stays_the_servers(void **state)
@@ -283,8 +288,10 @@ static void merge_patch_passes_the_vectors_of_rfc_7396(void **state)
         struct buf doc = BUF_INIT(1000), change = BUF_INIT(1000), expected = BUF_INIT(1000);
         buf_printf(&doc, "{\"v\":%s," TOUCHED "}", vectors[i][0]);
         buf_printf(&change, "{\"v\":%s}", vectors[i][1]);
-        if (vectors[i][2][0] == '\0') buf_puts(&expected, "{" TOUCHED "}");
-        else buf_printf(&expected, "{\"v\":%s," TOUCHED "}", vectors[i][2]);
+        if (vectors[i][2][0] == '\0')
+            buf_puts(&expected, "{" TOUCHED "}");
+        else
+            buf_printf(&expected, "{\"v\":%s," TOUCHED "}", vectors[i][2]);
         assert_edit(SESSION_MERGE_PATCH, buf_text(&doc), buf_text(&change), buf_text(&expected));
         buf_done(&doc);
         buf_done(&change);
@@ -295,12 +302,14 @@ static void merge_patch_passes_the_vectors_of_rfc_7396(void **state)
 static void merge_patch_keeps_the_bytes_of_all_it_does_not_name(void **state)
 {
     (void)state;
-    assert_edit(SESSION_MERGE_PATCH,
-                "{ \"uiState\" : { \"big\" : 18446744073709551616 , \"filterSettings\" : { \"\\u0061\" : 1.0 , \"b\":2 } } ,"
-                " \"gone\":0 , \"x\" : 1 ," TOUCHED "}",
-                "{\"uiState\":{\"filterSettings\":{\"b\":null,\"c\":[ {\"d\":null} ]}},\"gone\":null}",
-                "{ \"uiState\" : { \"big\" : 18446744073709551616 , \"filterSettings\" : { \"\\u0061\" : 1.0 ,\"c\":[ {\"d\":null} ]} } ,"
-                " \"x\" : 1 ," TOUCHED "}");
+    assert_edit(
+        SESSION_MERGE_PATCH,
+        "{ \"uiState\" : { \"big\" : 18446744073709551616 , \"filterSettings\" : { \"\\u0061\" : 1.0 , \"b\":2 } } ,"
+        " \"gone\":0 , \"x\" : 1 ," TOUCHED "}",
+        "{\"uiState\":{\"filterSettings\":{\"b\":null,\"c\":[ {\"d\":null} ]}},\"gone\":null}",
+        "{ \"uiState\" : { \"big\" : 18446744073709551616 , \"filterSettings\" : { \"\\u0061\" : 1.0 ,\"c\":[ "
+        "{\"d\":null} ]} } ,"
+        " \"x\" : 1 ," TOUCHED "}");
 }
 
 static void merge_patch_removes_every_repeat_of_a_member(void **state)
@@ -313,10 +322,10 @@ static void merge_patch_removes_every_repeat_of_a_member(void **state)
 static void merge_patch_cannot_remove_what_is_the_servers(void **state)
 {
     (void)state;
-    const char *doc = "{\"lastActivity\":\"" THEN "\",\"metadata\":{\"ipAddress\":\"192.0.2.1\",\"updated\":\"" THEN
-                      "\",\"own\":1}}";
-    const char *touched = "{\"lastActivity\":\"" NOW "\",\"metadata\":{\"ipAddress\":\"192.0.2.1\",\"updated\":\"" NOW
-                          "\",\"own\":1}}";
+    const char *doc =
+        "{\"lastActivity\":\"" THEN "\",\"metadata\":{\"ipAddress\":\"192.0.2.1\",\"updated\":\"" THEN "\",\"own\":1}}";
+    const char *touched =
+        "{\"lastActivity\":\"" NOW "\",\"metadata\":{\"ipAddress\":\"192.0.2.1\",\"updated\":\"" NOW "\",\"own\":1}}";
     assert_edit(SESSION_MERGE_PATCH, doc, "{\"lastActivity\":null,\"metadata\":null}", touched);
     assert_edit(SESSION_MERGE_PATCH, doc, "{\"metadata\":{\"updated\":null,\"ipAddress\":null}}", touched);
     assert_edit(SESSION_MERGE_PATCH, doc, "{\"metadata\":{\"own\":null}}",
@@ -326,7 +335,8 @@ static void merge_patch_cannot_remove_what_is_the_servers(void **state)
 static void merge_patch_merges_metadata_below_the_first_level_too(void **state)
 {
     (void)state;
-    assert_edit(SESSION_MERGE_PATCH, "{\"metadata\":{\"tags\":{\"a\":1,\"b\":2},\"updated\":\"\"},\"lastActivity\":\"\"}",
+    assert_edit(SESSION_MERGE_PATCH,
+                "{\"metadata\":{\"tags\":{\"a\":1,\"b\":2},\"updated\":\"\"},\"lastActivity\":\"\"}",
                 "{\"metadata\":{\"tags\":{\"b\":null,\"c\":3}}}",
                 "{\"metadata\":{\"tags\":{\"a\":1,\"c\":3},\"updated\":\"" NOW "\"},\"lastActivity\":\"" NOW "\"}");
 }
@@ -334,17 +344,18 @@ static void merge_patch_merges_metadata_below_the_first_level_too(void **state)
 /* --- replacing --- */
 
 #define STORED                                                                                                         \
-    "{\"old\":1,\"userId\": \"al\\u0069ce\",\"authenticatedTools\":{ \"x\":{} },\"metadata\":{\"ipAddress\":\"192.0.2.1\"," \
+    "{\"old\":1,\"userId\": \"al\\u0069ce\",\"authenticatedTools\":{ \"x\":{} "                                        \
+    "},\"metadata\":{\"ipAddress\":\"192.0.2.1\","                                                                     \
     "\"userAgent\":\"UA\",\"created\":\"" THEN "\",\"updated\":\"" THEN "\",\"own\":1},\"lastActivity\":\"" THEN "\"}"
 
 static void a_replacement_keeps_its_bytes_and_the_servers_members(void **state)
 {
     (void)state;
-    assert_edit(SESSION_REPLACE, STORED,
-                " { \"new\" : 1e999 , \"metadata\" : { \"created\":\"" NOW "\" , \"mine\":2 } } ",
-                "{ \"new\" : 1e999 , \"metadata\" : { \"created\":\"" THEN "\" , \"mine\":2 ,\"ipAddress\":\"192.0.2.1\","
-                "\"userAgent\":\"UA\",\"updated\":\"" NOW "\"} ,\"userId\":\"al\\u0069ce\","
-                "\"authenticatedTools\":{ \"x\":{} },\"lastActivity\":\"" NOW "\"}");
+    assert_edit(
+        SESSION_REPLACE, STORED, " { \"new\" : 1e999 , \"metadata\" : { \"created\":\"" NOW "\" , \"mine\":2 } } ",
+        "{ \"new\" : 1e999 , \"metadata\" : { \"created\":\"" THEN "\" , \"mine\":2 ,\"ipAddress\":\"192.0.2.1\","
+        "\"userAgent\":\"UA\",\"updated\":\"" NOW "\"} ,\"userId\":\"al\\u0069ce\","
+        "\"authenticatedTools\":{ \"x\":{} },\"lastActivity\":\"" NOW "\"}");
 }
 
 static void a_replacement_without_metadata_gets_the_servers_part(void **state)
@@ -378,9 +389,10 @@ static void a_trusted_replacement_keeps_protected_members_it_leaves_out(void **s
     (void)state;
     struct session_edit edit = edit_of(SESSION_REPLACE, "{\"userId\":\"bob\",\"metadata\":{}}");
     edit.trusted = true;
-    assert_outcome(&edit, STORED,
-                   "{\"userId\":\"bob\",\"metadata\":{\"ipAddress\":\"192.0.2.1\",\"userAgent\":\"UA\",\"created\":\"" THEN
-                   "\",\"updated\":\"" NOW "\"},\"authenticatedTools\":{ \"x\":{} },\"lastActivity\":\"" NOW "\"}");
+    assert_outcome(
+        &edit, STORED,
+        "{\"userId\":\"bob\",\"metadata\":{\"ipAddress\":\"192.0.2.1\",\"userAgent\":\"UA\",\"created\":\"" THEN
+        "\",\"updated\":\"" NOW "\"},\"authenticatedTools\":{ \"x\":{} },\"lastActivity\":\"" NOW "\"}");
 }
 
 /* --- protected members --- */
@@ -431,7 +443,8 @@ static void only_a_trusted_caller_changes_protected_members(void **state)
 static void the_same_protected_value_is_no_change(void **state)
 {
     (void)state;
-    const char *doc = "{\"userId\":\"alice\",\"authenticatedTools\":{\"x\":{\"connected\":true}},\"user\":null," TOUCHED "}";
+    const char *doc =
+        "{\"userId\":\"alice\",\"authenticatedTools\":{\"x\":{\"connected\":true}},\"user\":null," TOUCHED "}";
     static const struct {
         enum session_edit_kind kind;
         const char *change;
@@ -581,16 +594,18 @@ static void given_members_replace_the_defaults_of_a_new_session(void **state)
                                         "{\"more\":{\"a\": 1e0},\"preferences\":{ \"theme\":\"dark\" },"
                                         "\"lastActivity\":\"" THEN "\",\"authenticatedTools\":{ },"
                                         "\"metadata\":{\"created\":\"" THEN "\",\"ipAddress\":\"6.6.6.6\",\"b\":2}}");
-    assert_new(&given, "{\"preferences\":{ \"theme\":\"dark\" },\"uiState\":{\"expandedWidgets\":[],\"lastVisitedTools\":[],"
-                       "\"dashboardLayout\":\"default\",\"filterSettings\":{}},\"toolConfigs\":{},\"authenticatedTools\":{ },"
-                       "\"lastActivity\":\"" NOW "\",\"metadata\":{\"ipAddress\":\"192.0.2.17\",\"userAgent\":\"Agent "
-                       "\\\"007\\\"\\n\",\"created\":\"" NOW "\",\"updated\":\"" NOW "\",\"b\":2},\"more\":{\"a\": 1e0}}");
+    assert_new(&given,
+               "{\"preferences\":{ \"theme\":\"dark\" },\"uiState\":{\"expandedWidgets\":[],\"lastVisitedTools\":[],"
+               "\"dashboardLayout\":\"default\",\"filterSettings\":{}},\"toolConfigs\":{},\"authenticatedTools\":{ },"
+               "\"lastActivity\":\"" NOW "\",\"metadata\":{\"ipAddress\":\"192.0.2.17\",\"userAgent\":\"Agent "
+               "\\\"007\\\"\\n\",\"created\":\"" NOW "\",\"updated\":\"" NOW "\",\"b\":2},\"more\":{\"a\": 1e0}}");
 }
 
 static void a_new_session_takes_its_origin_from_the_client_where_the_operator_allows_it(void **state)
 {
     (void)state;
-    struct session_edit given = edit_of(SESSION_MERGE, "{\"metadata\":{\"ipAddress\":\"6.6.6.6\",\"created\":\"" THEN "\"}}");
+    struct session_edit given =
+        edit_of(SESSION_MERGE, "{\"metadata\":{\"ipAddress\":\"6.6.6.6\",\"created\":\"" THEN "\"}}");
     struct buf out = BUF_INIT(10000);
     struct json_fault f;
     given.keep_origin = false;
@@ -674,13 +689,19 @@ static void a_touch_changes_the_etag_and_not_the_version(void **state)
 static void any_other_change_changes_the_version_too(void **state)
 {
     (void)state;
-    const char *base = "{\"a\":1,\"lastActivity\":\"" THEN "\",\"b\":{\"updated\":1},\"metadata\":{\"x\":1,\"updated\":\"" THEN "\"},\"c\":0}";
+    const char *base = "{\"a\":1,\"lastActivity\":\"" THEN
+                       "\",\"b\":{\"updated\":1},\"metadata\":{\"x\":1,\"updated\":\"" THEN "\"},\"c\":0}";
     static const char *const others[] = {
-        "{\"a\":2,\"lastActivity\":\"" THEN "\",\"b\":{\"updated\":1},\"metadata\":{\"x\":1,\"updated\":\"" THEN "\"},\"c\":0}",
-        "{\"a\":1,\"lastActivity\":\"" THEN "\",\"b\":{\"updated\":2},\"metadata\":{\"x\":1,\"updated\":\"" THEN "\"},\"c\":0}",
-        "{\"a\":1,\"lastActivity\":\"" THEN "\",\"b\":{\"updated\":1},\"metadata\":{\"x\":2,\"updated\":\"" THEN "\"},\"c\":0}",
-        "{\"a\":1,\"lastActivity\":\"" THEN "\",\"b\":{\"updated\":1},\"metadata\":{\"x\":1,\"updated\":\"" THEN "\"},\"c\":1}",
-        "{\"a\":1,\"lastActivity\":\"" THEN "\",\"b\":{\"updated\":1},\"metadata\":{\"x\":1,\"updated\":\"" THEN "\"},\"c\":0 }",
+        "{\"a\":2,\"lastActivity\":\"" THEN "\",\"b\":{\"updated\":1},\"metadata\":{\"x\":1,\"updated\":\"" THEN
+        "\"},\"c\":0}",
+        "{\"a\":1,\"lastActivity\":\"" THEN "\",\"b\":{\"updated\":2},\"metadata\":{\"x\":1,\"updated\":\"" THEN
+        "\"},\"c\":0}",
+        "{\"a\":1,\"lastActivity\":\"" THEN "\",\"b\":{\"updated\":1},\"metadata\":{\"x\":2,\"updated\":\"" THEN
+        "\"},\"c\":0}",
+        "{\"a\":1,\"lastActivity\":\"" THEN "\",\"b\":{\"updated\":1},\"metadata\":{\"x\":1,\"updated\":\"" THEN
+        "\"},\"c\":1}",
+        "{\"a\":1,\"lastActivity\":\"" THEN "\",\"b\":{\"updated\":1},\"metadata\":{\"x\":1,\"updated\":\"" THEN
+        "\"},\"c\":0 }",
         "{\"a\":1,\"b\":{\"updated\":1},\"metadata\":{\"x\":1,\"updated\":\"" THEN "\"},\"c\":0}",
         "{\"a\":1,\"lastActivity\":\"" THEN "\",\"b\":{\"updated\":1},\"metadata\":{\"x\":1},\"c\":0}",
     };

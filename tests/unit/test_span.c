@@ -131,7 +131,7 @@ static void refuses_what_is_not_json_and_says_at_which_byte(void **state)
 static void refuses_a_nul_byte_wherever_it_stands(void **state)
 {
     (void)state;
-    const struct bytes whole = BYTES_LITERAL("{ \"name\" : [ 12.5e3 , \"value\" , true ] } ");
+    const struct bytes whole = BYTES_LITERAL("{ \"name\" : [ 12.5e3 , \"v\\n\\u12abalue\" , true ] } ");
     for (size_t i = 0; i < whole.len; i++) {
         struct bytes copy = heap_copy(whole);
         size_t at = 999;
@@ -200,15 +200,23 @@ static void limits_the_depth_and_says_which_bracket_is_too_much(void **state)
 static void knows_at_every_level_which_bracket_must_close(void **state)
 {
     (void)state;
+    bool object[SPAN_MOST_LEVELS];
+    uint32_t random = 1;
     size_t at;
     struct buf text = BUF_INIT(1 << 20);
-    for (int levels = 2; levels <= SPAN_MOST_LEVELS; levels += 2) {
-        buf_reset(&text);
-        for (int i = 0; i < levels; i += 2) buf_puts(&text, "{\"a\":[");
-        for (int i = 0; i < levels; i += 2) buf_puts(&text, "]}");
-        assert_int_equal(span_check_object(buf_bytes(&text), 0, &at), SPAN_OK);
-        text.data[text.len - (size_t)levels / 2] ^= '}' ^ ']';
+    for (int level = 0; level < SPAN_MOST_LEVELS; level++) {
+        random = random * 1664525 + 1013904223;
+        object[level] = level == 0 || random >> 31;
+        buf_puts(&text, object[level] ? "{\"a\":" : "[");
+    }
+    buf_puts(&text, "0");
+    for (int level = SPAN_MOST_LEVELS; level-- > 0;) buf_puts(&text, object[level] ? "}" : "]");
+    assert_int_equal(span_check_object(buf_bytes(&text), 0, &at), SPAN_OK);
+    for (size_t closer = text.len - SPAN_MOST_LEVELS; closer < text.len; closer++) {
+        text.data[closer] ^= '}' ^ ']';
         assert_int_equal(span_check_object(buf_bytes(&text), 0, &at), SPAN_MALFORMED);
+        assert_int_equal(at, closer);
+        text.data[closer] ^= '}' ^ ']';
     }
     buf_done(&text);
 }
@@ -240,8 +248,8 @@ static void walks_members_and_shows_all_that_belongs_to_each(void **state)
         { "n", "-1.5e3", "\"n\":-1.5e3" },
         { "t", "true", " \"t\":\ttrue" },
     };
-    const struct bytes object = BYTES_LITERAL(
-        " { \"a\" : 1 ,\"b\\\"}\":{\"x\":[\"]\",{}]},\n\"\":\"\\\\\" ,\"n\":-1.5e3, \"t\":\ttrue} ");
+    const struct bytes object =
+        BYTES_LITERAL(" { \"a\" : 1 ,\"b\\\"}\":{\"x\":[\"]\",{}]},\n\"\":\"\\\\\" ,\"n\":-1.5e3, \"t\":\ttrue} ");
     struct span_walk w = span_walk(object);
     struct span_member m;
     for (size_t i = 0; i < 5; i++) {
@@ -350,8 +358,9 @@ static void names_are_the_same_however_they_are_escaped(void **state)
 static void names_have_one_order(void **state)
 {
     (void)state;
-    static const char *const ascending[] = { "",       "\\u0000", "\\n",    "A", "\\u0061",         "aa",
-                                             "a\\u0062", "b",     "\\u00e4", "\xe2\x82\xac", "\\ud83d\\ude00" };
+    static const char *const ascending[] = { "",        "\\u0000",      "\\n",           "A",
+                                             "\\u0061", "aa",           "a\\u0062",      "b",
+                                             "\\u00e4", "\xe2\x82\xac", "\\ud83d\\ude00" };
     for (size_t i = 0; i < 11; i++)
         for (size_t j = 0; j < 11; j++)
             assert_int_equal(span_compare_names(bytes_of(ascending[i]), bytes_of(ascending[j])), (i > j) - (i < j));
@@ -414,9 +423,9 @@ static void tells_types_by_their_first_byte_that_is_not_blank(void **state)
     static const struct {
         const char *value, *name;
     } types[] = {
-        { "{}", "an object" }, { "[]", "an array" },     { "\"\"", "a string" }, { "-1", "a number" },
-        { " \n{} ", "an object" }, { "", "null" },
-        { "0", "a number" },   { "false", "a boolean" }, { "true", "a boolean" }, { "null", "null" },
+        { "{}", "an object" },     { "[]", "an array" }, { "\"\"", "a string" }, { "-1", "a number" },
+        { " \n{} ", "an object" }, { "", "null" },       { "0", "a number" },    { "false", "a boolean" },
+        { "true", "a boolean" },   { "null", "null" },
     };
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
         assert_string_equal(span_type_name(span_type(bytes_of(types[i].value))), types[i].name);

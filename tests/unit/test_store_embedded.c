@@ -98,7 +98,7 @@ static int64_t file_bytes(const char *name)
     return stat(path, &st) < 0 ? -1 : st.st_size;
 }
 
-/* ---- Rounds ------------------------------------------------------------------------------------------------------- */
+/* ---- Rounds -------------------------------------------------------------------------------------------------- */
 
 /* One request of a round, as a worker's task makes it. */
 struct ask {
@@ -299,7 +299,7 @@ static void reads_of_a_round_see_what_was_acknowledged_before(void **state)
     store_embedded_close(other.self);
 }
 
-/* ---- Expiry and limits -------------------------------------------------------------------------------------------- */
+/* ---- Expiry and limits --------------------------------------------------------------------------------------- */
 
 static void the_limit_counts_live_sessions(void **state)
 {
@@ -448,7 +448,7 @@ static void housekeeping_bounds_the_wal(void **state)
     store_embedded_close(c.self);
 }
 
-/* ---- Files -------------------------------------------------------------------------------------------------------- */
+/* ---- Files --------------------------------------------------------------------------------------------------- */
 
 static void all_files_are_private(void **state)
 {
@@ -604,7 +604,7 @@ static void a_damaged_file_in_use_is_not_set_aside(void **state)
     close(said[1]);
 }
 
-/* ---- Kills and a full disk ---------------------------------------------------------------------------------------- */
+/* ---- Kills and a full disk ----------------------------------------------------------------------------------- */
 
 /* Writes until killed and reports each acknowledged write: cell `n`, value `v`. */
 struct report {
