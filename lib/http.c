@@ -49,52 +49,56 @@ static bool read_path(const char *uri, char path[HTTP_MOST_PATH_BYTES])
 }
 
 /* The parameters that a handler may want to see, and where they go. */
-static const struct {
+#define WANT(param, field) { param, sizeof(param) - 1, offsetof(struct request, field) }
+static const struct wanted {
     const char *name;
+    size_t len;
     size_t offset;
 } wanted[] = {
-    { "QUERY_STRING", offsetof(struct request, query) },
-    { "CONTENT_TYPE", offsetof(struct request, content_type) },
-    { "HTTP_AUTHORIZATION", offsetof(struct request, authorization) },
-    { "HTTP_USER_AGENT", offsetof(struct request, user_agent) },
-    { "HTTP_IF_MATCH", offsetof(struct request, if_match) },
-    { "HTTP_IF_NONE_MATCH", offsetof(struct request, if_none_match) },
-    { "HTTP_X_SESSION_ID", offsetof(struct request, session_id) },
-    { "HTTP_X_REQUEST_ID", offsetof(struct request, request_id) },
-    { "HTTP_X_FORWARDED_FOR", offsetof(struct request, forwarded_for) },
-    { "HTTP_X_REAL_IP", offsetof(struct request, real_ip) },
-    { "REMOTE_ADDR", offsetof(struct request, remote_addr) },
+    WANT("REQUEST_METHOD", method_name),
+    WANT("REQUEST_URI", uri),
+    WANT("SCRIPT_NAME", script_name),
+    WANT("PATH_INFO", path_info),
+    WANT("QUERY_STRING", query),
+    WANT("CONTENT_TYPE", content_type),
+    WANT("HTTP_AUTHORIZATION", authorization),
+    WANT("HTTP_USER_AGENT", user_agent),
+    WANT("HTTP_IF_MATCH", if_match),
+    WANT("HTTP_IF_NONE_MATCH", if_none_match),
+    WANT("HTTP_X_SESSION_ID", session_id),
+    WANT("HTTP_X_REQUEST_ID", request_id),
+    WANT("HTTP_X_FORWARDED_FOR", forwarded_for),
+    WANT("HTTP_X_REAL_IP", real_ip),
+    WANT("REMOTE_ADDR", remote_addr),
 };
 #define WANTED (sizeof wanted / sizeof wanted[0])
 
-/* The value of "NAME=value" if it is `name`'s. */
-static const char *value_if(const char *param, const char *name)
+static const char **wanted_field(struct request *rq, const struct wanted *w)
 {
-    size_t len = strlen(name);
-    return strncmp(param, name, len) == 0 && param[len] == '=' ? param + len + 1 : NULL;
+    return (const char **)((char *)rq + w->offset);
+}
+
+/* A front server sends some thirty parameters: compare lengths before names. */
+static void read_param(struct request *rq, const char *param)
+{
+    const char *eq = strchr(param, '=');
+    size_t len = eq ? (size_t)(eq - param) : 0;
+    for (size_t i = 0; i < WANTED; i++)
+        if (wanted[i].len == len && memcmp(param, wanted[i].name, len) == 0) {
+            *wanted_field(rq, &wanted[i]) = eq + 1;
+            return;
+        }
 }
 
 bool http_read_request(char *const params[], struct request *rq)
 {
-    const char *method = "", *uri = NULL, *script = "", *info = "", *v;
-    memset(rq, 0, offsetof(struct request, path));
-    memset((char *)rq + offsetof(struct request, query), 0, sizeof *rq - offsetof(struct request, query));
-    for (size_t i = 0; i < WANTED; i++) *(const char **)((char *)rq + wanted[i].offset) = "";
-    for (size_t p = 0; params[p] != NULL; p++) {
-        if ((v = value_if(params[p], "REQUEST_METHOD")) != NULL) method = v;
-        else if ((v = value_if(params[p], "REQUEST_URI")) != NULL) uri = v;
-        else if ((v = value_if(params[p], "SCRIPT_NAME")) != NULL) script = v;
-        else if ((v = value_if(params[p], "PATH_INFO")) != NULL) info = v;
-        else
-            for (size_t i = 0; i < WANTED; i++)
-                if ((v = value_if(params[p], wanted[i].name)) != NULL) {
-                    *(const char **)((char *)rq + wanted[i].offset) = v;
-                    break;
-                }
-    }
-    rq->method = read_method(method);
-    if (uri != NULL) return read_path(uri, rq->path);
-    return snprintf(rq->path, sizeof rq->path, "%s%s", script, info) < (int)sizeof rq->path; /* decoded by the front */
+    for (size_t i = 0; i < WANTED; i++) *wanted_field(rq, &wanted[i]) = "";
+    for (size_t p = 0; params[p] != NULL; p++) read_param(rq, params[p]);
+    rq->method = read_method(rq->method_name);
+    rq->body = (struct bytes){ NULL, 0 };
+    if (rq->uri[0] != '\0') return read_path(rq->uri, rq->path);
+    /* The front server has decoded these. */
+    return snprintf(rq->path, sizeof rq->path, "%s%s", rq->script_name, rq->path_info) < (int)sizeof rq->path;
 }
 
 bool http_query_value(const char *query, const char *name, size_t nth, struct buf *value)

@@ -22,6 +22,7 @@ struct request {
     const char *session_id;  /* X-Session-Id */
     const char *request_id;  /* X-Request-Id */
     const char *forwarded_for, *real_ip, *remote_addr;
+    const char *method_name, *uri, *script_name, *path_info; /* behind method and path */
     struct bytes body;
 };
 

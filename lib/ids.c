@@ -7,17 +7,37 @@
 #include <sys/random.h>
 #include <uuid/uuid.h>
 
+static void fill_randomly(void *bytes, size_t len)
+{
+    if (getrandom(bytes, len, 0) == (ssize_t)len) return; /* up to 256 bytes it never gives less */
+    fputs("the kernel gives no random numbers\n", stderr);
+    abort();
+}
+
+static void make_version_4(uuid_t u, char out[IDS_TEXT_BYTES])
+{
+    u[6] = (u[6] & 0x0f) | 0x40; /* version 4 */
+    u[8] = (u[8] & 0x3f) | 0x80; /* the variant of RFC 9562 */
+    uuid_unparse_lower(u, out);
+}
+
 /* Not uuid_generate_random(): where the kernel's generator does not answer at once, libuuid goes on with rand(). */
 void ids_new(char out[IDS_TEXT_BYTES])
 {
     uuid_t u;
-    if (getrandom(u, sizeof u, 0) != (ssize_t)sizeof u) {
-        fputs("the kernel gives no random numbers\n", stderr);
-        abort();
+    fill_randomly(u, sizeof u);
+    make_version_4(u, out);
+}
+
+void ids_new_public(char out[IDS_TEXT_BYTES])
+{
+    static uuid_t ahead[16];
+    static size_t left;
+    if (left == 0) {
+        fill_randomly(ahead, sizeof ahead);
+        left = sizeof ahead / sizeof ahead[0];
     }
-    u[6] = (u[6] & 0x0f) | 0x40; /* version 4 */
-    u[8] = (u[8] & 0x3f) | 0x80; /* the variant of RFC 9562 */
-    uuid_unparse_lower(u, out);
+    make_version_4(ahead[--left], out);
 }
 
 static bool is_id_byte(char c)

@@ -12,6 +12,9 @@
 /* A random (version 4) UUID: 122 bits from the kernel, no state in this process, so safe after fork. */
 void ids_new(char out[IDS_TEXT_BYTES]);
 
+/* The same for names that are no secrets, such as request ids: the kernel is asked once for many. Only after fork. */
+void ids_new_public(char out[IDS_TEXT_BYTES]);
+
 /* White space around it is trimmed; then it must be 1 to 128 of [A-Za-z0-9._-]. False leaves `out` empty. */
 bool ids_read(struct bytes raw, char out[IDS_TEXT_BYTES]);
 

@@ -203,7 +203,7 @@ static void refuse_length(struct connection *c, const struct record_request *rq,
     struct buf text = BUF_INIT(4096), answer = BUF_INIT(8192);
     char request_id[IDS_TEXT_BYTES];
     response_init(&rs, 1024);
-    if (!ids_read(record_param(rq->params, "HTTP_X_REQUEST_ID"), request_id)) ids_new(request_id);
+    if (!ids_read(record_param(rq->params, "HTTP_X_REQUEST_ID"), request_id)) ids_new_public(request_id);
     response_header(&rs, "X-Request-Id", request_id);
     response_error(&rs, status, code, message);
     response_head(&rs, &text);
@@ -457,7 +457,7 @@ static void answer(struct exchange *x, char *const params[])
 {
     bool path_ok = http_read_request(params, &x->rq);
     x->rq.body = buf_bytes(&x->body);
-    if (!ids_read(bytes_of(x->rq.request_id), x->request_id)) ids_new(x->request_id);
+    if (!ids_read(bytes_of(x->rq.request_id), x->request_id)) ids_new_public(x->request_id);
     response_header(&x->rs, "X-Request-Id", x->request_id);
     if (path_ok) routes_answer(x);
     else response_error(&x->rs, 400, "INVALID_PATH", "The path is too long or not properly encoded");

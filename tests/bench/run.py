@@ -667,7 +667,7 @@ def version(*argv):
 def circumstances(options):
     with open("/proc/cpuinfo") as f:
         model = re.search(r"^model name\s*: (.*)$", f.read(), re.M)
-    facts = {
+    return {
         "machine": f"{os.cpu_count()} cores, {model[1] if model else platform.machine()}, Linux {platform.release()}",
         "load": f"wrk -t1 -c{options.connections} -d{options.seconds}s, {options.rounds} rounds; {SESSIONS} sessions",
         "pool": f"{version(options.pool, '--version')}, {options.workers} workers (pool-1: 1)",
@@ -675,8 +675,9 @@ def circumstances(options):
         "store": version("redis-server", "-v") + ", unix socket",
         "client": version("wrk", "-v"),
         "textbook": f"{TEXTBOOK_WORKERS} processes",
+        # A busy neighbour takes more from a contender of one process than from one of four.
+        "others": f"load average before the run: {os.getloadavg()[0]:.2f}",
     }
-    return facts
 
 
 def progress():

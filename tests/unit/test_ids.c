@@ -23,6 +23,18 @@ static void a_new_id_is_a_random_version_4_uuid_in_lower_case(void **state)
     }
 }
 
+static void public_ids_are_version_4_uuids_and_differ(void **state)
+{
+    (void)state;
+    static char ids[100][IDS_TEXT_BYTES];
+    for (int i = 0; i < 100; i++) {
+        ids_new_public(ids[i]);
+        assert_int_equal(strlen(ids[i]), 36);
+        assert_int_equal(ids[i][14], '4');
+        for (int j = 0; j < i; j++) assert_string_not_equal(ids[i], ids[j]);
+    }
+}
+
 static int compare_texts(const void *a, const void *b)
 {
     return memcmp(a, b, IDS_TEXT_BYTES);
@@ -225,6 +237,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_new_id_is_a_random_version_4_uuid_in_lower_case),
+        cmocka_unit_test(public_ids_are_version_4_uuids_and_differ),
         cmocka_unit_test(new_ids_never_repeat_in_parent_and_child_after_a_fork),
         cmocka_unit_test(reads_an_id_without_the_white_space_around_it),
         cmocka_unit_test(refuses_what_is_no_id),
