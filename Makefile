@@ -24,6 +24,8 @@ CPPFLAGS += -iquote lib -iquote fcgi-app/pool -DHYPERPAGE_VERSION='"$(VERSION)"'
 LDFLAGS  += -pie -Wl,-z,relro,-z,now $(SANITIZE)
 LDLIBS   := -lfcgi -lhiredis -ljson-c -luuid -lsqlite3 -lev -lpthread
 
+ASAN     := BUILD=build/asan OPTIMISE=-O1 SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all"
+
 LIB      := $(BUILD)/libhyperpage.a
 PROGRAMS := $(BUILD)/hyperpage-fcgi
 UNITS    := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/unit/test_*.c))
@@ -61,7 +63,10 @@ run: deps
 	@exec env BUILD=$(BUILD) conf/run.sh
 test:
 	@conf/deps.sh test
-	@$(MAKE) --no-print-directory all layers units system
+	@$(MAKE) --no-print-directory all layers
+	@$(MAKE) --no-print-directory $(ASAN) units
+	@$(MAKE) --no-print-directory tsan
+	@$(MAKE) --no-print-directory system
 
 units: $(UNITS)
 	@set -e; for t in $(UNITS); do echo "== $$t"; $$t; done
@@ -75,10 +80,10 @@ reference: $(BUILD)/hyperpage-fcgi
 # --- more ways to look at it
 bench: all $(BENCHES)
 	@$(PYTHON) -B tests/bench/run.py --build $(BUILD)
-asan: # the unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(MAKE) BUILD=build/asan OPTIMISE=-O1 SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all" all units
+asan: # unit and system tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(MAKE) $(ASAN) units system
 tsan: # what processes share, from the threads of one
-	$(MAKE) BUILD=build/tsan OPTIMISE=-O1 SANITIZE=-fsanitize=thread build/tsan/tests/unit/test_threads
+	@$(MAKE) --no-print-directory BUILD=build/tsan OPTIMISE=-O1 SANITIZE=-fsanitize=thread build/tsan/tests/unit/test_threads
 	build/tsan/tests/unit/test_threads
 fuzz: # FUZZ_SECONDS of each target
 	@set -e; for f in $(FUZZERS); do mkdir -p build/fuzz; \

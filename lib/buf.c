@@ -56,15 +56,21 @@ void buf_puts(struct buf *b, const char *s)
 
 void buf_printf(struct buf *b, const char *fmt, ...)
 {
+    size_t room = b->cap - b->len; /* the first try goes straight into it, which mostly suffices */
     va_list ap;
     va_start(ap, fmt);
-    int n = vsnprintf(NULL, 0, fmt, ap);
+    int n = vsnprintf(b->data ? b->data + b->len : NULL, room, fmt, ap);
     va_end(ap);
-    if (n < 0 || !buf_grow(b, (size_t)n)) return;
-    va_start(ap, fmt);
-    vsnprintf(b->data + b->len, (size_t)n + 1, fmt, ap);
-    va_end(ap);
-    b->len += (size_t)n;
+    if (n >= 0 && buf_grow(b, (size_t)n)) {
+        if ((size_t)n >= room) {
+            va_start(ap, fmt);
+            vsnprintf(b->data + b->len, (size_t)n + 1, fmt, ap);
+            va_end(ap);
+        }
+        b->len += (size_t)n;
+    } else if (room > 0) {
+        b->data[b->len] = '\0'; /* the try wrote behind what counts */
+    }
 }
 
 size_t utf8_sequence(const char *s, size_t len)

@@ -134,8 +134,8 @@ static bool set_secret_from_file(struct loaded *l, const struct option *o, const
     if (f == NULL) return err_set(e, ERR_INPUT, "%s_FILE=%s: cannot be read: %s", key, path, strerror(errno));
     bool any = fgets(line, sizeof line, f) != NULL;
     fclose(f);
-    if (!any) return err_set(e, ERR_INPUT, "%s_FILE=%s: the file is empty", key, path);
-    line[strcspn(line, "\r\n")] = '\0';
+    if (any) line[strcspn(line, "\r\n")] = '\0';
+    if (!any || line[0] == '\0') return err_set(e, ERR_INPUT, "%s_FILE=%s: the file is empty", key, path);
     return set_value(l, o, line, e);
 }
 
@@ -145,7 +145,7 @@ static bool set_named(struct loaded *l, const char *name, size_t len, const char
     const struct option *o = option_find(name, len);
     *known = o != NULL;
     if (o != NULL) return set_value(l, o, value, e);
-    if (len > 5 && strncasecmp(name + len - 5, "_FILE", 5) == 0) {
+    if (len > 5 && (strncasecmp(name + len - 5, "_FILE", 5) == 0 || strncmp(name + len - 5, "-file", 5) == 0)) {
         o = option_find(name, len - 5);
         if (o != NULL && o->type == OPTION_SECRET) {
             *known = true;
@@ -374,16 +374,14 @@ void config_reference(struct buf *out)
 
 bool config_item(const char *list, size_t n, struct bytes *item)
 {
-    const char *p = list;
-    for (;; n--) {
+    for (const char *p = list; *p != '\0';) {
         size_t len = strcspn(p, ",");
-        if (n == 0) {
-            while (len > 0 && isspace((unsigned char)*p)) p++, len--;
-            while (len > 0 && isspace((unsigned char)p[len - 1])) len--;
-            *item = (struct bytes){ p, len };
-            return len > 0;
-        }
-        if (p[len] == '\0') return false;
-        p += len + 1;
+        const char *next = p + len + (p[len] == ',');
+        while (len > 0 && isspace((unsigned char)*p)) p++, len--;
+        while (len > 0 && isspace((unsigned char)p[len - 1])) len--;
+        *item = (struct bytes){ p, len };
+        if (len > 0 && n-- == 0) return true; /* an empty one between two commas hides nothing behind it */
+        p = next;
     }
+    return false;
 }

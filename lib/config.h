@@ -37,7 +37,7 @@ void config_free(struct config *c);
 void config_help(const char *program, const char *summary, struct buf *out);
 void config_reference(struct buf *out); /* Markdown, as conf/reference.md */
 
-/* The nth item of a comma-separated value, trimmed; false past the last. */
+/* The nth item of a comma-separated value, trimmed, empty ones not counted; false past the last. */
 bool config_item(const char *list, size_t n, struct bytes *item);
 
 #endif

@@ -281,11 +281,14 @@ void response_done(struct response *rs)
 
 void response_header(struct response *rs, const char *name, const char *value)
 {
+    size_t before = rs->headers.len;
     buf_puts(&rs->headers, name);
     buf_puts(&rs->headers, ": ");
     for (const char *c = value; *c != '\0'; c++)
         if ((unsigned char)*c >= 0x20 && *c != 0x7f) buf_append(&rs->headers, c, 1);
     buf_puts(&rs->headers, "\r\n");
+    if (buf_overflowed(&rs->headers) && rs->headers.data != NULL)
+        rs->headers.data[rs->headers.len = before] = '\0'; /* half a header would swallow the head's end */
 }
 
 bool response_fault(struct response *rs, int status, const char *code, const char *message,
@@ -321,7 +324,7 @@ static const struct {
     { 200, "OK" }, { 201, "Created" }, { 304, "Not Modified" }, { 400, "Bad Request" }, { 401, "Unauthorized" },
     { 403, "Forbidden" }, { 404, "Not Found" }, { 405, "Method Not Allowed" }, { 412, "Precondition Failed" },
     { 413, "Content Too Large" }, { 415, "Unsupported Media Type" }, { 429, "Too Many Requests" },
-    { 500, "Internal Server Error" }, { 503, "Service Unavailable" },
+    { 431, "Request Header Fields Too Large" }, { 500, "Internal Server Error" }, { 503, "Service Unavailable" },
 };
 
 void response_head(const struct response *rs, struct buf *out)

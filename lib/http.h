@@ -59,7 +59,7 @@ void response_init(struct response *rs, size_t most_body_bytes);
 void response_reset(struct response *rs); /* ready for another answer; keeps a little memory */
 void response_done(struct response *rs);
 
-/* Bytes that do not belong into a header's value are left out. */
+/* Bytes that do not belong into a header's value are left out; a header beyond 16 KiB of them is, too. */
 void response_header(struct response *rs, const char *name, const char *value);
 
 /* {"success":false,"error":{"code":...,"message":...}} in place of whatever was there; headers stay. Always true, so

@@ -32,6 +32,8 @@ static bool pointer_add(struct buf *pointer, struct bytes raw_name, size_t index
             buf_puts(&segment, "~0");
         else if (name.data[i] == '/')
             buf_puts(&segment, "~1");
+        else if (name.data[i] == '\0')
+            buf_puts(&segment, "\xef\xbf\xbd"); /* the pointer is a C string */
         else
             buf_append(&segment, &name.data[i], 1);
     }

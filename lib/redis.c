@@ -149,11 +149,23 @@ static void link_drop(struct redis *r, const char *why)
     wake_waiters(r);
 }
 
+/* "*3\r\n" or "$700\r\n". Several for each request: without printf. */
+static void append_length(struct buf *b, char kind, size_t n)
+{
+    char text[24], *p = text + sizeof text;
+    *--p = '\n';
+    *--p = '\r';
+    do *--p = (char)('0' + n % 10);
+    while ((n /= 10) > 0);
+    *--p = kind;
+    buf_append(b, p, (size_t)(text + sizeof text - p));
+}
+
 static void append_command(struct redis *r, size_t argc, const struct bytes *argv)
 {
-    buf_printf(&r->unsent, "*%zu\r\n", argc);
+    append_length(&r->unsent, '*', argc);
     for (size_t i = 0; i < argc; i++) {
-        buf_printf(&r->unsent, "$%zu\r\n", argv[i].len);
+        append_length(&r->unsent, '$', argv[i].len);
         buf_add(&r->unsent, argv[i]);
         buf_append(&r->unsent, "\r\n", 2);
     }

@@ -1,9 +1,15 @@
+/* A switch is _setjmp and _longjmp; ucontext only makes the stack and enters it once. swapcontext would do, but asks
+ * the kernel for the signal mask each time, and all tasks have the same one. FORTIFY takes a longjmp to another stack
+ * for a mistake, so it is off in this file. Under sanitizers, which know no such longjmp, swapcontext does do. */
+#undef _FORTIFY_SOURCE
+
 #include "task.h"
 
 #include "clock.h"
 #include "mem.h"
 
 #include <assert.h>
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -14,6 +20,9 @@
 #if __has_feature(address_sanitizer)
 #define TASK_ASAN 1
 #endif
+#endif
+#if defined(TASK_ASAN) || defined(__SANITIZE_THREAD__)
+#define TASK_SWAPCONTEXT 1
 #endif
 #ifdef TASK_ASAN
 #include <sanitizer/common_interface_defs.h>
@@ -33,7 +42,9 @@
 enum task_state { TASK_READY, TASK_RUNNING, TASK_PARKED, TASK_DONE };
 
 struct task {
-    ucontext_t context;
+    ucontext_t context; /* to enter the stack */
+    jmp_buf where;      /* to go on where it parked */
+    bool entered;
     void (*run)(void *arg);
     void *arg;
     enum task_state state;
@@ -49,7 +60,11 @@ static struct task parked = { .next = &parked, .prev = &parked };
 static struct task *ready_first, **ready_last = &ready_first;
 static struct task *idle; /* done; the stack waits for the next task */
 static struct task *current;
+#ifdef TASK_SWAPCONTEXT
 static ucontext_t home;
+#else
+static jmp_buf home_where;
+#endif
 static void *home_fake_stack;
 static const void *home_stack;
 static size_t home_stack_bytes;
@@ -74,11 +89,32 @@ static void switch_ended(void *saved, const void **from_bottom, size_t *from_byt
 #endif
 }
 
+static void switch_to_task(struct task *t)
+{
+#ifdef TASK_SWAPCONTEXT
+    swapcontext(&home, &t->context);
+#else
+    if (_setjmp(home_where) != 0) return;
+    if (t->entered) _longjmp(t->where, 1);
+    t->entered = true;
+    setcontext(&t->context);
+#endif
+}
+
+static void switch_to_home(struct task *t)
+{
+#ifdef TASK_SWAPCONTEXT
+    swapcontext(&t->context, &home);
+#else
+    if (_setjmp(t->where) == 0) _longjmp(home_where, 1);
+#endif
+}
+
 static void to_home(struct task *t)
 {
     t->fake_stack = NULL;
     switch_begins(t->state == TASK_DONE ? NULL : &t->fake_stack, home_stack, home_stack_bytes);
-    swapcontext(&t->context, &home);
+    switch_to_home(t);
     switch_ended(t->fake_stack, &home_stack, &home_stack_bytes);
 }
 
@@ -155,7 +191,7 @@ void task_run_ready(void)
         struct task *t = current = ready_pop();
         t->state = TASK_RUNNING;
         switch_begins(&home_fake_stack, t->stack, STACK_BYTES);
-        swapcontext(&home, &t->context);
+        switch_to_task(t);
         switch_ended(home_fake_stack, NULL, NULL);
         current = NULL;
         if (t->state == TASK_DONE) {

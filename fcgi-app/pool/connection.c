@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcgiapp.h>
 #include <inttypes.h>
+#include <malloc.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -89,6 +90,7 @@ static void free_spare_exchanges(struct connections *cs, size_t keep)
     while (*at != NULL) {
         struct exchange *x = *at;
         *at = x->next;
+        cs->spares--;
         exchange_free(x);
     }
 }
@@ -120,9 +122,10 @@ void connections_tidy(struct connections *cs, int64_t now_ms)
         if (c->state == CONNECTION_WAITING) metrics_add(METRIC_connections_refused_total, 1);
         connection_close(c);
     }
-    if (cs->exchanges == 0) {
+    if (cs->exchanges == 0 && cs->spares > SPARE_EXCHANGES) { /* after a peak */
         free_spare_exchanges(cs, SPARE_EXCHANGES);
         task_free_stacks(SPARE_EXCHANGES);
+        malloc_trim(0);
     }
 }
 
@@ -364,6 +367,7 @@ static struct exchange *exchange_begin(struct connections *cs)
     struct exchange *x = cs->spare;
     if (x != NULL) {
         cs->spare = x->next;
+        cs->spares--;
     } else {
         x = mem_alloc(sizeof *x);
         response_init(&x->rs, 16 * 1024 * 1024);
@@ -396,6 +400,7 @@ static void exchange_end(struct connections *cs, struct exchange *x)
     buf_trim(&x->doc, 4096);
     x->next = cs->spare;
     cs->spare = x;
+    cs->spares++;
 }
 
 /* Lets libfcgi read the whole request that lies in the socket, or, if it is in memory, in a file of the same bytes.

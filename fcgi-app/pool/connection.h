@@ -17,7 +17,7 @@ struct connections {
     size_t open;
     struct exchange *first_exchange, *last_exchange; /* being answered, oldest first */
     struct exchange *spare;
-    size_t exchanges;
+    size_t exchanges, spares;
     uint64_t answered;
     bool leaving;
     bool closing; /* leaving without siblings: an answered connection is not kept */

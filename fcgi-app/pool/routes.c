@@ -22,6 +22,7 @@ static const struct route {
     { HTTP_GET,    "/api/health/ready", status_ready },
     { HTTP_HEAD,   "/api/health/ready", status_ready },
     { HTTP_GET,    "/api/metrics",      status_metrics },
+    { HTTP_HEAD,   "/api/metrics",      status_metrics },
 };
 #define ROUTES (int)(sizeof routes / sizeof routes[0])
 

@@ -19,7 +19,7 @@ def failures(figures):
 
 
 class Load:
-    """Runs until stop(), which returns the figures: `requests`, `failed` (no answer, or not 2xx), `refused` (no
+    """Runs until stop(), which returns the figures: `requests` (answered 2xx), `failed` (no answer, or another), `refused` (no
     connection), `first_failures`, `sessions`: {id: [number last acknowledged, number last sent]}, `created`: ids."""
 
     def __init__(self, port, connections=64):
@@ -38,6 +38,22 @@ class Load:
     def stop(self):
         out, _ = self.process.communicate("stop\n", timeout=30)
         return json.loads(out)
+
+
+def body_of(head, rest):
+    """The body, once it has come whole; else None."""
+    if b"transfer-encoding: chunked" in head:
+        if not rest.endswith(b"\r\n0\r\n\r\n"):
+            return None
+        body, at = b"", 0
+        while size := int(rest[at:rest.index(b"\r\n", at)], 16):
+            at = rest.index(b"\r\n", at) + 2
+            body += rest[at:at + size]
+            at += size + 2
+        return body
+    at = head.index(b"content-length:") + 15
+    size = int(head[at:].split(b"\r\n")[0])
+    return rest if len(rest) == size else None
 
 
 class Client:
@@ -97,28 +113,27 @@ class Client:
             self.failed(f"{self.kind}: {e}")
             return True
         self.answer += piece
-        head, found, body = self.answer.partition(b"\r\n\r\n")
+        head, found, rest = self.answer.partition(b"\r\n\r\n")
         if not piece:
             self.failed(f"{self.kind}: closed after {len(self.answer)} bytes: {self.answer[:80]}")
             return True
         if not found:
             return False
         head = head.lower()
-        at = head.find(b"content-length:")
-        if at < 0:
-            raise ValueError(f"an answer without length: {head}")
-        if len(body) < int(head[at + 15:].split(b"\r\n")[0]):
+        body = body_of(head, rest)
+        if body is None:
             return False
         self.answered(int(head[9:12]), head, body)
         return True
 
     def answered(self, status, head, body):
-        self.load.figures["requests"] += 1
         if b"connection: close" in head:
             self.close()
         if not 200 <= status < 300:
             self.failed(f"{self.kind}: {status} {body[:120]}")
-        elif self.kind == "create":
+            return
+        self.load.figures["requests"] += 1
+        if self.kind == "create":
             created = json.loads(body)["sessionId"]
             self.load.figures["created"].append(created)
             self.session = self.session or created

@@ -1,0 +1,347 @@
+"""What goes wrong on a machine, and what of it is seen outside: killed and stopped workers, Redis away in all the ways
+it can be away, a damaged file, two pools on one folder. Nothing acknowledged is lost and nobody is logged out."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import sqlite3
+import statistics
+import time
+from datetime import datetime
+
+import pytest
+
+from load import Load
+from servers import KEEPERS, Front, Pool, Redis, name_of, wait_until
+
+LONG = os.environ.get("HYPERPAGE_LONG") == "1"
+CI_FACTOR = 5  # a bound in a test is so many times the figure that is promised
+REPLACED_S = 0.1
+AWAY = (503, "SESSION_STORE_UNAVAILABLE")
+
+
+@pytest.fixture(params=["redis", "embedded"])
+def make_pool(request, folder, servers):
+    def make(**options):
+        url = servers.enter_context(Redis(folder)).url if request.param == "redis" else ""
+        return servers.enter_context(Pool(folder, REDIS_URL=url, **options))
+    make.kind = request.param
+    return make
+
+
+def create(pool):
+    answer = pool.ask("GET", "/api/sessions")
+    assert answer.status == 200, answer.body
+    return json.loads(answer.body)["sessionId"]
+
+
+def status(pool, session_id):
+    return pool.ask("GET", f"/api/sessions/{session_id}").status
+
+
+def code_of(answer):
+    return answer.status, json.loads(answer.body)["error"]["code"]
+
+
+def kill(pids, sig=signal.SIGKILL):
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, sig)
+
+
+# --- workers die ---
+
+def test_nothing_acknowledged_is_lost_when_workers_are_killed_under_load(make_pool, folder, servers):
+    pool = make_pool(WORKERS=2)
+    load = servers.enter_context(Load(servers.enter_context(Front(folder, "nginx", f"unix:{pool.address}")).port))
+    took, end = [], time.monotonic() + (20 if LONG else 5)
+    while time.monotonic() < end:
+        before = pool.processes()
+        started = time.monotonic()
+        kill(before)  # all of them, so that who answers next is a replacement
+        assert pool.ask("HEAD", "/api/health/live").status == 200
+        took.append(time.monotonic() - started)
+        wait_until(lambda: len(pool.processes()) == KEEPERS + 2 and not set(before) & set(pool.processes()),
+                   "all are replaced")
+    figures = load.stop()
+    for session_id, (written, sent) in figures["sessions"].items():
+        session = json.loads(pool.ask("GET", f"/api/sessions/{session_id}").body)["session"]
+        assert written <= session.get("n", 0) <= sent, session_id
+    lost = [i for i in figures["created"] if status(pool, i) != 200]
+    print(f"{make_pool.kind}: {len(took)} times all workers killed: a replacement answers after "
+          f"{statistics.median(took) * 1000:.1f} ms (median, under load; worst {max(took) * 1000:.1f} ms); "
+          f"{figures['requests']} acknowledged, {figures['failed']} failed, {figures['refused']} refused, {len(lost)} lost")
+    assert lost == []
+    assert figures["refused"] == 0, "the web server was always there"
+    assert figures["failed"] > 0, "nothing was killed while it worked"
+    assert statistics.median(took) < REPLACED_S * CI_FACTOR
+
+
+def test_a_replacement_serves_at_once(make_pool):
+    pool = make_pool(WORKERS=1)
+    session_id, took = create(pool), []
+    for _ in range(20):
+        before = pool.processes()
+        started = time.monotonic()
+        kill(before)
+        assert status(pool, session_id) == 200
+        took.append(time.monotonic() - started)
+        wait_until(lambda: len(pool.processes()) == KEEPERS + 1, "both are replaced")
+    print(f"{make_pool.kind}: a replacement answers after {statistics.median(took) * 1000:.1f} ms "
+          f"(median of 20; worst {max(took) * 1000:.1f} ms)")
+    assert max(took) < REPLACED_S * CI_FACTOR
+
+
+def test_workers_that_die_at_once_are_started_with_growing_pauses(folder, servers):
+    pool = servers.enter_context(Pool(folder, WORKERS=2))
+    session_id = create(pool)
+    state, away = folder / "state", folder / "state.away"
+    state.rename(away)
+    state.write_text("no folder any more")
+    kill([pid for pid in pool.processes() if name_of(pid) == "fcgi-worker"][-1:])
+    pattern = r"(\S+) warn +master\S+ worker died, a new one follows: pid=\d+ cause=\"exit 1\""
+    wait_until(lambda: len(re.findall(pattern, pool.log())) >= 4, "it was tried four times")
+    times = [datetime.strptime(t, "%Y-%m-%dT%H:%M:%S.%fZ").timestamp() for t in re.findall(pattern, pool.log())]
+    pauses = [b - a for a, b in zip(times, times[1:])]
+    print(f"pauses: {[f'{p:.2f}' for p in pauses]} s")
+    assert all(0.9 * pause < p < pause + 0.5 for pause, p in zip((0.2, 0.4, 0.8), pauses))
+    assert "worker cannot start" in pool.log()
+    assert status(pool, session_id) == 200, "the other one goes on"
+    state.unlink()
+    away.rename(state)
+    wait_until(lambda: len(pool.processes()) == KEEPERS + 2, "it is back")
+    assert status(pool, session_id) == 200
+
+
+def test_a_worker_that_stands_still_is_killed_and_replaced(folder, servers):
+    pool = servers.enter_context(Pool(folder, WORKERS=1, REQUEST_TERMINATE_TIMEOUT=1))
+    session_id = create(pool)
+    load = servers.enter_context(Load(servers.enter_context(Front(folder, "nginx", f"unix:{pool.address}")).port, 8))
+    workers = [pid for pid in pool.processes() if name_of(pid) == "fcgi-worker"]
+
+    def stand_still():
+        """Stopped in the middle of a round, which nearly every moment under load is, it must be found out."""
+        kill(workers, signal.SIGSTOP)
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            if "worker stands still, killed" in pool.log():
+                return True
+            time.sleep(0.01)
+        kill(workers, signal.SIGCONT)
+        return False
+
+    wait_until(stand_still, "a worker that stands still is killed")
+    line = next(line for line in pool.log().splitlines() if "worker stands still, killed" in line)
+    assert re.search(rf"pid={workers[0]} method=[A-Z]+ route=/api/sessions\S* phase=round duration_ms=1\d\d\d requests=\d+$", line)
+    assert status(pool, session_id) == 200
+    assert workers[0] not in pool.processes()
+    load.stop()
+
+
+# --- Redis is away ---
+
+OPERATIONS = {"GET": lambda i: ("GET", f"/api/sessions/{i}", b""), "create": lambda i: ("GET", "/api/sessions", b""),
+              "PATCH": lambda i: ("PATCH", f"/api/sessions/{i}", {"a": 1}),
+              "POST": lambda i: ("POST", "/api/sessions", {"sessionId": i, "updates": {}}),
+              "DELETE": lambda i: ("DELETE", f"/api/sessions/{i}", b"")}
+
+
+def assert_away(pool, session_id, within_s):
+    for name, make in OPERATIONS.items():
+        started = time.monotonic()
+        answer = pool.ask(*make(session_id))
+        took = time.monotonic() - started
+        assert code_of(answer) == AWAY, name
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert took < within_s, f"{name} took {took:.3f} s"
+    answer = pool.ask("GET", "/api/health/ready")
+    assert answer.status == 503 and json.loads(answer.body)["status"] == "unhealthy"
+    assert pool.ask("GET", "/api/health/live").status == 200
+
+
+def assert_back(pool, session_id):
+    """By itself, and while it is not, it says so."""
+    def is_back():
+        code = status(pool, session_id)
+        assert code in (200, 503)
+        return code == 200
+    started = time.monotonic()
+    wait_until(is_back, "Redis is used again", 5)
+    print(f"back {time.monotonic() - started:.3f} s after Redis")
+    for name, make in OPERATIONS.items():
+        assert pool.ask(*make(session_id)).status == 200, name
+    assert pool.ask("GET", "/api/health/ready").status == 200
+
+
+@pytest.fixture
+def kept(folder, servers):
+    """A Redis that loses nothing when it is killed."""
+    return servers.enter_context(Redis(folder, appendonly="yes", appendfsync="always"))
+
+
+TIMEOUT_MS = 200
+
+
+@pytest.mark.parametrize("address", ["url", "unix_url"])
+def test_redis_may_be_away_when_the_pool_starts(folder, servers, kept, address):
+    kept.stop()
+    pool = servers.enter_context(Pool(folder, REDIS_URL=getattr(kept, address)))
+    assert_away(pool, "some-id", TIMEOUT_MS / 1000 * CI_FACTOR)
+    kept.start()
+    wait_until(lambda: pool.ask("GET", "/api/sessions").status == 200, "Redis is used", 5)
+    assert_back(pool, create(pool))
+
+
+def test_redis_may_be_killed_and_started_again(folder, servers, kept):
+    pool = servers.enter_context(Pool(folder, REDIS_URL=kept.url))
+    for _ in range(2):
+        session_id = create(pool)
+        kept.stop(signal.SIGKILL)
+        assert_away(pool, session_id, TIMEOUT_MS / 1000 * CI_FACTOR)
+        kept.start()
+        assert_back(pool, session_id)
+    assert "redis cannot be reached" in pool.log() and "redis back" in pool.log()
+
+
+def test_a_restart_between_two_requests_is_not_even_noticed(folder, servers, kept):
+    """An idle connection that was closed is no outage; the scripts that Redis has lost are loaded again."""
+    pool = servers.enter_context(Pool(folder, REDIS_URL=kept.url, WORKERS=1))
+    session_id = create(pool)
+    assert pool.ask("PATCH", f"/api/sessions/{session_id}", {"a": 1}).status == 200
+    kept.stop()
+    kept.start()
+    assert pool.ask("PATCH", f"/api/sessions/{session_id}", {"b": 2}).status == 200
+    kept.call("SCRIPT", "FLUSH")
+    assert pool.ask("PATCH", f"/api/sessions/{session_id}", {"c": 3}).status == 200
+    session = json.loads(pool.ask("GET", f"/api/sessions/{session_id}").body)["session"]
+    assert (session["a"], session["b"], session["c"]) == (1, 2, 3)
+
+
+def test_redis_may_hang(folder, servers, kept):
+    pool = servers.enter_context(Pool(folder, REDIS_URL=kept.url))
+    session_id = create(pool)
+    kept.pause()
+    assert_away(pool, session_id, (2 * TIMEOUT_MS) / 1000 * CI_FACTOR)
+    kept.resume()
+    assert_back(pool, create_again(pool))
+
+
+def create_again(pool):
+    """Once Redis goes on. The DELETE that timed out before may have been executed since, so the old one may be gone."""
+    wait_until(lambda: pool.ask("GET", "/api/sessions").status == 200, "Redis is used again", 5)
+    return create(pool)
+
+
+@pytest.mark.parametrize("state", ["loading", "read-only", "out of memory"])
+def test_redis_may_refuse(folder, servers, kept, state):
+    pool = servers.enter_context(Pool(folder, REDIS_URL=kept.url))
+    session_id = create(pool)
+    if state == "read-only":
+        kept.call("REPLICAOF", "127.0.0.1", "1")
+        kept.call("CONFIG", "SET", "replica-serve-stale-data", "yes")
+    elif state == "out of memory":
+        kept.call("CONFIG", "SET", "maxmemory", "1")
+    else:
+        kept.call("REPLICAOF", "127.0.0.1", "1")
+        kept.call("CONFIG", "SET", "replica-serve-stale-data", "no")  # MASTERDOWN, which is as LOADING is
+    for name in ("create", "PATCH", "POST"):
+        answer = pool.ask(*OPERATIONS[name](session_id))
+        assert code_of(answer) == AWAY and answer.headers["Retry-After"], name
+    if state == "loading":
+        assert status(pool, session_id) == 503
+    kept.call("REPLICAOF", "NO", "ONE")
+    kept.call("CONFIG", "SET", "maxmemory", "0")
+    assert_back(pool, session_id)
+
+
+def test_a_request_over_its_deadline_is_answered_and_logged(folder, servers, kept):
+    pool = servers.enter_context(Pool(folder, REDIS_URL=kept.url, REQUEST_TIMEOUT_MS=300, REDIS_TIMEOUT_MS=10000))
+    session_id = create(pool)
+    kept.pause()
+    for method, route in (("GET", "/api/sessions/\\*"), ("PATCH", "/api/sessions/\\*"), ("POST", "/api/sessions")):
+        started = time.monotonic()
+        answer = pool.ask(*OPERATIONS[method](session_id), headers={"X-Request-Id": f"slow-{method}"})
+        took = time.monotonic() - started
+        assert code_of(answer) == AWAY and answer.headers["Retry-After"]
+        assert 0.3 <= took < 0.3 * CI_FACTOR
+        line = wait_until(lambda: next((l for l in pool.log().splitlines() if f"slow-{method}" in l), None), "the line")  # pylint: disable=W0640
+        match = re.search(rf"warn +worker\[\d+\] slow request: method={method} route={route} phase=redis duration_ms=(\d+) "
+                          rf"status=503 request=slow-{method}$", line)
+        assert match and 300 <= int(match.group(1)) < 300 * CI_FACTOR, line
+    assert session_id not in pool.log()
+    kept.resume()
+
+
+@pytest.mark.parametrize("credentials, works", [(":pa%3ass%40w/", True), (":wrong", False), ("", False), ("default:pa%3ass%40w/", True),
+                                                ("nobody:pa%3ass%40w/", False)])
+def test_a_password_and_a_database_in_the_url(folder, servers, credentials, works):
+    redis = servers.enter_context(Redis(folder, requirepass="pa:ss@w/"))
+    credentials = credentials.replace("pa%3ass%40w/", "pa%3Ass%40w%2F")
+    for url in (f"redis://{credentials}{'@' if credentials else ''}127.0.0.1:{redis.port}/3",
+                f"redis+unix://{credentials}{'@' if credentials else ''}{redis.socket}?db=3"):
+        with Pool(folder, REDIS_URL=url) as pool:
+            if works:
+                session_id = create(pool)
+                assert pool.ask("PATCH", f"/api/sessions/{session_id}", {"a": 1}).status == 200
+                keys = redis.call("EVAL", "redis.call('SELECT', 3) return redis.call('KEYS', '*')", 0)
+                assert f"hyperpage:session:{session_id}".encode() in keys
+                assert redis.call("DBSIZE") == 0
+            else:
+                assert code_of(pool.ask("GET", "/api/sessions")) == AWAY
+                wait_until(lambda: "redis cannot be reached" in pool.log(), "the log says why")
+                assert re.search("WRONGPASS|NOAUTH|invalid", pool.log())
+            assert "ss@w" not in pool.log() and "ss%40w" not in pool.log()
+
+
+# --- the embedded store ---
+
+@pytest.mark.parametrize("damage", ["garbage", "first page", "middle", "empty", "short"])
+def test_a_damaged_file_is_set_aside(folder, servers, damage):
+    with Pool(folder) as pool:
+        for _ in range(300):
+            session_id = create(pool)
+    path = folder / "state/sessions.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:  # whoever closes last moves the -wal into it, mostly the pool
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    good = path.read_bytes()
+    assert len(good) > 100_000
+    path.write_bytes({"garbage": os.urandom(8192), "first page": os.urandom(4096) + good[4096:],
+                      "middle": good[:20_000] + os.urandom(40_000) + good[60_000:], "empty": b"",
+                      "short": good[:50_000]}[damage])
+    bad = path.read_bytes()
+    pool = servers.enter_context(Pool(folder))
+    assert status(pool, create(pool)) == 200
+    aside = [p for p in (folder / "state").iterdir() if "damaged" in p.name]
+    if damage == "empty":  # is a new file
+        assert aside == []
+        return
+    assert [p.read_bytes() for p in aside if not p.name.endswith(("-wal", "-shm"))] == [bad]
+    assert len(re.findall("error .*embedded store damaged, set aside", pool.log())) == 1
+    assert status(pool, session_id) == 401
+
+
+def test_two_pools_on_one_folder_share_their_sessions(folder, servers):
+    pools = [servers.enter_context(Pool(folder, name, RUN_DIR=folder / name, STATE_DIR=folder / "state"))
+             for name in ("a", "b")]
+    session_id = create(pools[0])
+    for n in range(50):
+        assert pools[n % 2].ask("PATCH", f"/api/sessions/{session_id}", {f"m{n}": n}).status == 200
+    session = json.loads(pools[0].ask("GET", f"/api/sessions/{session_id}").body)["session"]
+    assert all(session[f"m{n}"] == n for n in range(50))
+    kill(pools[0].processes() + [pools[0].pid])
+    assert pools[1].ask("DELETE", f"/api/sessions/{session_id}").status == 200
+    pools[0].stop()
+    assert status(pools[1], session_id) == 401
+
+
+def test_with_redis_the_start_says_how_many_sessions_the_embedded_store_holds(folder, servers, redis):
+    with Pool(folder) as pool:
+        created = [create(pool) for _ in range(7)]
+        pool.ask("DELETE", f"/api/sessions/{created[0]}")
+    with Pool(folder, "with redis", REDIS_URL=redis.url) as pool:
+        wait_until(lambda: re.search(r"warn .*embedded store still holds sessions.*: sessions=6 ", pool.log()), "the log says so")
+        assert status(pool, created[1]) == 401
+    with Pool(folder, "without again") as pool:
+        assert status(pool, created[1]) == 200
