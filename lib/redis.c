@@ -6,6 +6,7 @@
 #include "metrics.h"
 #include "task.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -187,7 +188,7 @@ static void send_greeting(struct redis *r)
     char db[16];
     snprintf(db, sizeof db, "%d", u->db);
     r->greetings_left = 0;
-    if (u->password[0] != '\0') {
+    if (u->user[0] != '\0' || u->password[0] != '\0') {
         struct bytes auth[] = { BYTES_LITERAL("AUTH"), bytes_of(u->user), bytes_of(u->password) };
         if (u->user[0] == '\0') auth[1] = auth[2];
         greet(r, NULL, u->user[0] ? 3 : 2, auth);
@@ -408,6 +409,10 @@ static redisReply *call_once(struct redis *r, size_t argc, const struct bytes *a
 {
     *broken = false;
     if (!wait_until_up(r, deadline_ms, e)) return NULL;
+    if (clock_mono_ms() >= deadline_ms) { /* nobody waits any more: it must not be executed either */
+        err_set(e, ERR_UNAVAILABLE, "the request's time is over");
+        return NULL;
+    }
     struct call call = { .task = task_current() };
     append_command(r, argc, argv);
     if (buf_overflowed(&r->unsent)) {
@@ -495,7 +500,8 @@ redisReply *redis_eval(struct redis *r, struct redis_script *script, struct byte
                        const struct bytes *argv, int64_t deadline_ms, bool *repeated, struct err *e)
 {
     struct bytes all[3 + 1 + 8];
-    if (argc > 8 || !wait_until_up(r, deadline_ms, e)) return NULL; /* the greeting fills in the SHA */
+    assert(argc <= 8);
+    if (!wait_until_up(r, deadline_ms, e)) return NULL; /* the greeting fills in the SHA */
     all[0] = BYTES_LITERAL("EVALSHA");
     all[1] = bytes_of(script->sha);
     all[2] = BYTES_LITERAL("1");
@@ -540,7 +546,11 @@ void redis_close(struct redis *r)
 {
     if (r == NULL) return;
     link_drop(r, "closing");
-    if (r->lookup_running && gai_cancel(&r->lookup) == EAI_NOTCANCELED) gai_suspend((const struct gaicb *[]){ &r->lookup }, 1, NULL);
+    if (r->lookup_running) {
+        gai_cancel(&r->lookup);
+        while (gai_error(&r->lookup) == EAI_INPROGRESS) gai_suspend((const struct gaicb *[]){ &r->lookup }, 1, NULL);
+        if (gai_error(&r->lookup) == 0) freeaddrinfo(r->lookup.ar_result);
+    }
     buf_done(&r->unsent);
     free(r->expected);
     free(r);

@@ -313,15 +313,16 @@ static void put_session(struct exchange *x, const char *id, struct bytes data)
     struct store_result res = { .found = true };
     struct err e;
     http_client_address(&x->rq, cfg->trusted_proxies, address);
-    if (!session_new(&edit, &from, &x->doc, &fault)) {
-        /* It may be there already, with the same protected members: the update below decides. */
-    } else if (x->rq.if_match[0] == '\0' &&
-               !store_create(x->api->store, id, buf_bytes(&x->doc), cfg->session_default_ttl_seconds * 1000, x->deadline_ms, &res, &e)) {
+    /* What a new session may not hold can still be right for one that is there and holds the same. */
+    bool may_be_new = session_new(&edit, &from, &x->doc, &fault);
+    if (may_be_new && x->rq.if_match[0] == '\0' &&
+        !store_create(x->api->store, id, buf_bytes(&x->doc), cfg->session_default_ttl_seconds * 1000, x->deadline_ms, &res, &e)) {
         api_store_failed(x, &e);
         return;
     }
     if (res.found) {
         update_session(x, id, SESSION_REPLACE, data, "/sessionData", "Session saved successfully");
+        if (x->rs.status == 401 && !may_be_new) refuse_document(x, "/sessionData", &fault);
         return;
     }
     session_tags(buf_bytes(&x->doc), etag, version);

@@ -54,18 +54,22 @@ static bool libfcgi_behaves(struct err *e)
     int pair[2];
     FCGX_Request rq;
     bool ok = false;
-    if (FCGX_Init() != 0 || FCGX_InitRequest(&rq, -1, FCGI_FAIL_ACCEPT_ON_INTR) != 0) return err_set(e, ERR_INTERNAL, "libfcgi cannot be initialised");
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) != 0) return err_set(e, ERR_INTERNAL, "socketpair: %s", strerror(errno));
+    char byte;
+    if (FCGX_Init() != 0 || FCGX_InitRequest(&rq, -1, FCGI_FAIL_ACCEPT_ON_INTR) != 0)
+        return err_set(e, ERR_INTERNAL, "libfcgi cannot be initialised");
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) != 0)
+        return err_set(e, ERR_INTERNAL, "socketpair: %s", strerror(errno));
     rq.ipcFd = pair[0];
     rq.keepConnection = 1;
     if (send(pair[1], request, sizeof request, 0) == sizeof request && FCGX_Accept_r(&rq) == 0) {
         const char *a = FCGX_GetParam("A", rq.envp);
         ok = a != NULL && strcmp(a, "b") == 0;
         FCGX_Finish_r(&rq);
-        ok = ok && rq.ipcFd == pair[0] && recv(pair[1], pair, 1, MSG_DONTWAIT | MSG_PEEK) == 1;
+        ok = ok && rq.ipcFd == pair[0] && recv(pair[1], &byte, 1, 0) == 1;
     }
-    if (!ok) err_set(e, ERR_INTERNAL, "this libfcgi does not keep a connection that it was lent");
-    return ok;
+    if (rq.ipcFd == pair[0]) close(pair[0]);
+    close(pair[1]);
+    return ok || err_set(e, ERR_INTERNAL, "this libfcgi does not keep a connection that it was lent");
 }
 
 bool connections_init(struct connections *cs, struct api *api, struct pollset *ps, struct err *e)
@@ -266,18 +270,19 @@ static size_t most_request_bytes(const struct connection *c)
     return (size_t)c->all->api->config->session_max_bytes + RECORD_MOST_PARAMS_BYTES + PEEK_BYTES;
 }
 
-/* Moves what has come into memory: a request that does not fit into the socket's buffer would never be whole in it. */
+/* Moves what has come into memory, as far as there is room: a request that does not fit into the socket's buffer would
+ * never be whole in it. False if the peer is gone. */
 static bool fill_spool(struct connection *c)
 {
     char chunk[16 * 1024];
     c->spool.limit = most_request_bytes(c);
-    for (;;) {
-        ssize_t n = recv(c->watch.fd, chunk, sizeof chunk, MSG_DONTWAIT);
+    for (size_t room; (room = c->spool.limit - c->spool.len) > 0;) {
+        ssize_t n = recv(c->watch.fd, chunk, room < sizeof chunk ? room : sizeof chunk, MSG_DONTWAIT);
         if (n == 0) return false;
         if (n < 0) return errno == EAGAIN || errno == EINTR;
         buf_append(&c->spool, chunk, (size_t)n);
-        if (buf_overflowed(&c->spool)) return false;
     }
+    return true;
 }
 
 /* What is there, without taking it away; false if the peer is gone. */
@@ -321,8 +326,11 @@ static void connection_look(struct connection *c)
             return;
         case RECORD_MORE:
             if (c->spool.len == 0 && data.len >= PEEK_BYTES / 2) {
-                c->spool.limit = most_request_bytes(c);
                 if (fill_spool(c)) continue;
+                connection_refuse(c);
+                return;
+            }
+            if (c->spool.len > 0 && c->spool.len == c->spool.limit) {
                 connection_refuse(c);
                 return;
             }

@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <sqlite3.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 
 static char dir[64];
@@ -585,6 +586,7 @@ static void a_damaged_file_in_use_is_not_set_aside(void **state)
     assert_int_equal(pipe(said), 0);
     pid_t user = fork();
     if (user == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* a failed assertion must not leave it behind */
         void *self = open_store();
         if (self == NULL || write(said[1], "!", 1) != 1) _exit(1);
         pause();
@@ -621,6 +623,7 @@ static enum store_verdict set_cell(void *ctx, struct bytes doc, struct buf *out)
 
 static void write_until_killed(int fd, int n, int v)
 {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
     struct store_case c = { .ops = &store_embedded_ops, .self = open_store() };
     struct store_result res;
     struct err e = { 0 };

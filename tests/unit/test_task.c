@@ -149,32 +149,26 @@ static void a_wake_before_the_park_is_not_lost(void **state)
     assert_true(woken[2]);
 }
 
-/* Starts two more below it, down to `depth`, and ends after they have run. */
 static int family;
 
 static void have_children(void *arg)
 {
-    int depth = *(int *)arg, below = depth - 1;
-    family++;
-    if (depth == 0) return;
+    intptr_t depth = (intptr_t)arg;
     struct task *self = task_current();
-    task_start(have_children, &below);
-    task_start(have_children, &below);
-    assert_ptr_equal(task_current(), self);
-    for (int before = family; family < before + 2;) { /* both have read `below` when they are counted */
-        task_wake(self); /* lets the others run: parks and is ready again */
-        task_park(CLOCK_NEVER);
-        if (family < before + 2) task_park(0);
+    family++;
+    for (int i = 0; i < 2 && depth > 0; i++) {
+        task_start(have_children, (void *)(depth - 1));
+        assert_ptr_equal(task_current(), self);
+        task_park(0); /* the older child runs before the younger one is there */
     }
 }
 
 static void a_task_starts_tasks(void **state)
 {
     (void)state;
-    int depth = 7;
     family = 0;
-    task_start(have_children, &depth);
-    for (int i = 0; i < 10000 && task_count() > 0; i++) {
+    task_start(have_children, (void *)7);
+    while (task_count() > 0) {
         task_expire(0);
         task_run_ready();
     }
