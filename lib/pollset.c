@@ -47,6 +47,11 @@ void pollset_remove(struct pollset *ps, struct watch *w)
 {
     struct epoll_event ev = { 0 };
     epoll_ctl(ps->epoll_fd, EPOLL_CTL_DEL, w->fd, &ev);
+    pollset_forget(ps, w);
+}
+
+void pollset_forget(struct pollset *ps, struct watch *w)
+{
     for (int i = ps->at; i < ps->count; i++)
         if (ps->events[i].data.ptr == w) ps->events[i].data.ptr = NULL;
 }

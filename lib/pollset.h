@@ -25,6 +25,9 @@ void pollset_change(struct pollset *ps, struct watch *w, uint32_t events);
 /* After this `ready` is not called any more, also not for events that were already read. Call it before closing. */
 void pollset_remove(struct pollset *ps, struct watch *w);
 
+/* The same for a descriptor that is closed next and of which nobody holds a copy: closing takes it out of the set. */
+void pollset_forget(struct pollset *ps, struct watch *w);
+
 /* Waits until something is ready, at most timeout_ms (-1: without limit), and calls back for all that is. */
 void pollset_wait(struct pollset *ps, int timeout_ms);
 

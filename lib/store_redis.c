@@ -27,13 +27,18 @@ static const char *const script_write =
     "return life";
 
 /* The same for a delete. */
-static const char *const script_delete =
+static const char *const script_compare_and_delete =
     "local now = redis.call('GET', KEYS[1])\n"
     "if not now then return nil end\n"
     "if now ~= ARGV[1] then return now end\n"
     "return redis.call('DEL', KEYS[1])";
 
-enum { SCRIPT_WRITE, SCRIPT_DELETE, SCRIPTS };
+/* Whatever stands there, but for a key of another type: that is an error in STRLEN, and it is kept. */
+static const char *const script_delete =
+    "redis.call('STRLEN', KEYS[1])\n"
+    "return redis.call('DEL', KEYS[1])";
+
+enum { SCRIPT_WRITE, SCRIPT_COMPARE_AND_DELETE, SCRIPT_DELETE, SCRIPTS };
 
 /* An update that waits its turn, on the stack of its task. */
 struct update {
@@ -141,8 +146,7 @@ static bool redis_store_del(void *self, const char *id, int64_t deadline_ms, str
     struct key k;
     bool repeated = false;
     *res = (struct store_result){ 0 };
-    struct bytes del[] = { BYTES_LITERAL("DEL"), key_of(&k, id) };
-    redisReply *reply = redis_call(sr->redis, 2, del, deadline_ms, &repeated, e);
+    redisReply *reply = redis_eval(sr->redis, &sr->scripts[SCRIPT_DELETE], key_of(&k, id), 0, NULL, deadline_ms, &repeated, e);
     if (reply == NULL) return false;
     /* Sent twice, the second may find nothing because the first did it. Gone is gone. */
     res->found = res->changed = reply->integer > 0 || repeated;
@@ -165,7 +169,7 @@ static enum outcome compare_and_set(struct store_redis *sr, const char *id, stru
     struct bytes argv[] = { buf_bytes(base), { NULL, 0 }, { life, (size_t)n } };
     if (edited != NULL) argv[1] = buf_bytes(edited);
     bool repeated = false;
-    redisReply *reply = redis_eval(sr->redis, &sr->scripts[edited ? SCRIPT_WRITE : SCRIPT_DELETE], key_of(&k, id),
+    redisReply *reply = redis_eval(sr->redis, &sr->scripts[edited ? SCRIPT_WRITE : SCRIPT_COMPARE_AND_DELETE], key_of(&k, id),
                                    edited ? 3 : 1, argv, deadline_ms, &repeated, e);
     if (reply == NULL) return OUTCOME_FAILED;
     enum outcome outcome = OUTCOME_FAILED;
@@ -378,6 +382,7 @@ struct store_redis *store_redis_open(const struct redis_url *url, int64_t timeou
 {
     struct store_redis *sr = mem_alloc(sizeof *sr);
     sr->scripts[SCRIPT_WRITE].text = script_write;
+    sr->scripts[SCRIPT_COMPARE_AND_DELETE].text = script_compare_and_delete;
     sr->scripts[SCRIPT_DELETE].text = script_delete;
     struct redis_options o = { .url = *url, .timeout_ms = timeout_ms, .client_name = "hyperpage-fcgi",
                                .scripts = sr->scripts, .script_count = SCRIPTS, .pollset = pollset };

@@ -33,11 +33,8 @@ int children_workers_wanted(const struct children *cs)
 
 void children_renew_all(struct children *cs)
 {
-    for (int s = 0; s < cs->seats; s++)
-        if (cs->seat[s].wanted) {
-            cs->seat[s].renew = true;
-            cs->seat[s].start_at_ms = 0; /* a new configuration is a new chance */
-        }
+    for (size_t i = 0; i < CHILDREN_MOST; i++) cs->child[i].renew = cs->child[i].pid != 0; /* also one that starts just now */
+    for (int s = 0; s < cs->seats; s++) cs->seat[s].start_at_ms = 0; /* a new configuration is a new chance */
 }
 
 /* Who sits there (not leaving, not one who follows), or who follows. */
@@ -68,12 +65,11 @@ static enum child_action next_for_seat(struct children *cs, int s, int64_t now_m
     }
     if (follower != NULL && (follower->ready || sits == NULL)) { /* the seat changes hands */
         follower->follows = false;
-        seat->renew = false;
         *child = sits;
         return sits ? CHILD_LEAVE : CHILD_NOTHING;
     }
     bool empty = sits == NULL && follower == NULL;
-    bool renew = seat->renew && sits != NULL && follower == NULL && !somebody_follows(cs);
+    bool renew = sits != NULL && sits->renew && follower == NULL && !somebody_follows(cs);
     if (!empty && !renew) return CHILD_NOTHING;
     if (now_ms >= seat->start_at_ms) return CHILD_START;
     if (seat->start_at_ms < *due_ms) *due_ms = seat->start_at_ms;
@@ -124,12 +120,11 @@ void children_is_ready(struct children *cs, struct child *c)
 {
     c->ready = true;
     cs->seat[c->seat].quick_deaths = 0;
-    if (!c->follows) cs->seat[c->seat].renew = false;
 }
 
-void children_is_tired(struct children *cs, struct child *c)
+void children_is_tired(struct child *c)
 {
-    if (!c->leaving && !c->follows) cs->seat[c->seat].renew = true;
+    c->renew = true;
 }
 
 bool children_died(struct children *cs, struct child *c, int64_t now_ms)
@@ -157,7 +152,7 @@ bool children_all_ready(const struct children *cs)
 {
     for (int s = 0; s < cs->seats; s++) {
         const struct child *sits = on_seat((struct children *)cs, s, false);
-        if (cs->seat[s].wanted && (cs->seat[s].renew || sits == NULL || !sits->ready)) return false;
+        if (cs->seat[s].wanted && (sits == NULL || sits->renew || !sits->ready)) return false;
     }
     return true;
 }

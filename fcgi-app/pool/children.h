@@ -19,6 +19,7 @@ struct child {
     bool ready;         /* has said so */
     bool leaving;       /* has been told to */
     bool follows;       /* will take the seat over from the one who has it, once it is ready */
+    bool renew;         /* somebody newer should sit here: a reload since its fork, or it is tired */
     bool killed;
     int report_fd;
     int64_t started_ms, leave_by_ms;
@@ -30,7 +31,6 @@ struct child {
 
 struct seat {
     bool wanted;         /* somebody should sit here */
-    bool renew;          /* somebody else should: a reload, or the worker is tired */
     int quick_deaths;    /* in a row, each within a second of its start and before it was ready */
     int64_t start_at_ms; /* when it may be forked for again */
 };
@@ -55,7 +55,7 @@ enum child_action children_next(struct children *cs, int64_t now_ms, struct chil
 struct child *children_started(struct children *cs, int seat, pid_t pid, int report_fd, int64_t now_ms);
 void children_is_leaving(struct child *c, int64_t leave_by_ms);
 void children_is_ready(struct children *cs, struct child *c);
-void children_is_tired(struct children *cs, struct child *c);
+void children_is_tired(struct child *c);
 
 /* A child is dead. True: nobody had told it to leave. */
 bool children_died(struct children *cs, struct child *c, int64_t now_ms);

@@ -31,6 +31,8 @@ struct connection {
     struct connection *next, *prev;
     FCGX_Request fcgi;
     enum connection_state state;
+    struct connection *next_fresh;
+    bool fresh;         /* in the list of those */
     bool watched;       /* in the epoll set; an unkept connection mostly never is */
     bool wake_for_room; /* `task` waits until the peer has read */
     bool news;          /* something came while it was being served */
@@ -148,18 +150,32 @@ void connection_open(struct connections *cs, int fd)
     *(cs->last ? &cs->last->next : &cs->first) = c;
     cs->last = c;
     cs->open++;
-    connection_look(c);
+    c->fresh = true;
+    c->next_fresh = cs->fresh;
+    cs->fresh = c;
 }
 
-int connection_fd(const struct connection *c)
+void connections_look_at_fresh(struct connections *cs, bool last)
 {
-    return c->watch.fd;
+    struct connection *c = cs->fresh;
+    cs->fresh = NULL;
+    for (struct connection *next; c != NULL; c = next) {
+        next = c->next_fresh;
+        c->fresh = !last; /* as long as it is, connection_wait() leaves it out of the epoll set */
+        c->next_fresh = NULL;
+        connection_look(c);
+    }
 }
 
 /* Ends our part of it; the descriptor is closed already or somebody else's. */
 static void connection_forget(struct connection *c)
 {
     struct connections *cs = c->all;
+    for (struct connection **f = &cs->fresh; c->fresh && *f != NULL; f = &(*f)->next_fresh)
+        if (*f == c) {
+            *f = c->next_fresh;
+            break;
+        }
     *(c->prev ? &c->prev->next : &cs->first) = c->next;
     *(c->next ? &c->next->prev : &cs->last) = c->prev;
     cs->open--;
@@ -167,12 +183,21 @@ static void connection_forget(struct connection *c)
     free(c);
 }
 
-/* Out of the epoll set first: where a sibling has a copy of the descriptor, closing ours does not take it out. */
 void connection_close(struct connection *c)
 {
-    if (c->watched) pollset_remove(c->all->pollset, &c->watch);
+    if (c->watched) pollset_forget(c->all->pollset, &c->watch);
     close(c->watch.fd);
     connection_forget(c);
+}
+
+bool connection_give(struct connection *c, const struct handover *way)
+{
+    if (!handover_give(way, c->watch.fd)) return false;
+    /* Closing does not take it out of our epoll set: the sibling's copy keeps it alive. */
+    if (c->watched) pollset_remove(c->all->pollset, &c->watch);
+    c->watched = false;
+    connection_close(c);
+    return true;
 }
 
 /* It waits for its next request: into the epoll set with it, or on to a sibling. Edge-triggered: we look once for each
@@ -182,6 +207,11 @@ static void connection_wait(struct connection *c)
     struct err e;
     c->state = CONNECTION_WAITING;
     if (c->all->leaving && c->spool.len == 0 && c->all->idle(c->all, c)) return;
+    if (c->fresh) {
+        c->next_fresh = c->all->fresh;
+        c->all->fresh = c;
+        return;
+    }
     if (c->watched) return;
     c->watched = pollset_add(c->all->pollset, &c->watch, WATCH_EVENTS, &e);
     if (c->watched) return;
@@ -321,6 +351,7 @@ static void connection_look(struct connection *c)
         switch (record_scan(data, (size_t)cs->api->config->session_max_bytes, &cs->scratch, &rq)) {
         case RECORD_WHOLE:
             c->state = CONNECTION_SERVING;
+            c->fresh = false;
             c->partial_since_ms = 0;
             c->task = task_start(serve, c);
             return;

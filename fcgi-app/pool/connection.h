@@ -5,6 +5,7 @@
 #define HYPERPAGE_CONNECTION_H
 
 #include "api.h"
+#include "handover.h"
 #include "pollset.h"
 
 struct connection;
@@ -14,6 +15,7 @@ struct connections {
     struct api *api;
     struct pollset *pollset;
     struct connection *first, *last; /* all that are open */
+    struct connection *fresh;        /* of these, the ones that came in this round and have sent nothing yet */
     size_t open;
     struct exchange *first_exchange, *last_exchange; /* being answered, oldest first */
     struct exchange *spare;
@@ -30,8 +32,12 @@ struct connections {
 bool connections_init(struct connections *cs, struct api *api, struct pollset *ps, struct err *e);
 void connections_done(struct connections *cs);
 
-/* Takes over an accepted, non-blocking socket and looks whether a request is there already. */
+/* Takes over an accepted, non-blocking socket. */
 void connection_open(struct connections *cs, int fd);
+
+/* Looks whether those that are new have sent a request by now. A front server sends right behind its connect, so the
+ * set of what is watched is spared most of them; with `last` the rest goes there. */
+void connections_look_at_fresh(struct connections *cs, bool last);
 
 /* While leaving: calls cs->idle for each that waits for its next request. */
 void connections_leave(struct connections *cs);
@@ -39,7 +45,9 @@ void connections_leave(struct connections *cs);
 /* Closes what has sent half a request for longer than the request timeout, and gives idle memory back. */
 void connections_tidy(struct connections *cs, int64_t now_ms);
 
-int connection_fd(const struct connection *c);
 void connection_close(struct connection *c);
+
+/* Passes one that waits to a sibling; false if the way is full, and it stays ours. */
+bool connection_give(struct connection *c, const struct handover *way);
 
 #endif

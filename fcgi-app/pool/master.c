@@ -132,7 +132,7 @@ static void on_report(struct ev_loop *loop, ev_io *w, int events)
     }
     for (ssize_t i = 0; i < n; i++) {
         if (what[i] == WORKER_READY) children_is_ready(&m.children, c);
-        if (what[i] == WORKER_TIRED) children_is_tired(&m.children, c);
+        if (what[i] == WORKER_TIRED) children_is_tired(c);
     }
     act();
 }

@@ -109,14 +109,17 @@ static bool let_go(struct connections *cs, struct connection *c)
 {
     struct worker *w = self;
     (void)cs;
-    bool gone = w->leaving == LEAVING_AT_ONCE;
-    if (w->leaving == LEAVING_TO_SIBLINGS && !w->way_full) {
-        gone = handover_give(&w->o->handover, connection_fd(c));
-        if (gone) metrics_add(METRIC_connections_handed_over_total, 1);
-        else w->way_full = pollset_add(w->pollset, &w->way, EPOLLOUT, NULL);
+    if (w->leaving == LEAVING_AT_ONCE) {
+        connection_close(c);
+        return true;
     }
-    if (gone) connection_close(c); /* if handed over, our copy: the sibling's stays open */
-    return gone; /* else it stays: what comes on it is still served */
+    if (w->leaving != LEAVING_TO_SIBLINGS || w->way_full) return false; /* what comes on it is still served */
+    if (connection_give(c, &w->o->handover)) {
+        metrics_add(METRIC_connections_handed_over_total, 1);
+        return true;
+    }
+    w->way_full = pollset_add(w->pollset, &w->way, EPOLLOUT, NULL);
+    return false;
 }
 
 static void leave(enum leaving how)
@@ -235,10 +238,12 @@ static void serve_rounds(struct worker *w)
         atomic_store_explicit(&w->slot->busy_since_ms, 0, memory_order_relaxed);
         pollset_wait(w->pollset, task_any_ready() ? 0 : wait_ms);
         atomic_store_explicit(&w->slot->busy_since_ms, clock_mono_ms(), memory_order_relaxed);
+        connections_look_at_fresh(&w->connections, false);
         do {
             task_run_ready();
             show_in_slot(w);
             store_flush(w->store);
+            connections_look_at_fresh(&w->connections, true);
         } while (task_any_ready());
     }
 }

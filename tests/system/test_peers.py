@@ -1,13 +1,16 @@
 """Peers at the pool's socket that are no good web server: silent, slow, half, gone, hungry, or talking nonsense. A
 normal client beside them never waits for them."""
 
+import array
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import random
 import socket
 import struct
+import termios
 import time
 
 import pytest
@@ -152,6 +155,38 @@ def test_abort_ends_the_request(pool):
     normal.judge("ABORT")
 
 
+@pytest.mark.parametrize("how", ["close", "ABORT", "half"])
+def test_peers_that_leave_while_their_request_waits_for_redis(folder, servers, redis, how):
+    pool = servers.enter_context(Pool(folder, WORKERS=2, REDIS_URL=redis.url, REDIS_TIMEOUT_MS=10000, REQUEST_TIMEOUT_MS=10000))
+    normal, before = Normal(pool), pool.processes()
+    normal.work(5)
+    open_before = descriptors(before)
+    redis.pause()
+    clients = [pool.connect() for _ in range(50)]
+    for n, client in enumerate(clients):
+        client.send(fcgi.request("PATCH", f"/api/sessions/{normal.session_id}", b'{"m%d":1}' % n, keep_conn=n % 2 == 1))
+        if how == "ABORT":
+            wait_until(lambda: has_been_read(client), "the request is in a worker's hands")  # pylint: disable=W0640
+            client.send(fcgi.record(fcgi.ABORT))
+        elif how == "half":
+            client.sock.shutdown(socket.SHUT_WR)
+        else:
+            client.sock.close()
+    assert pool.ask("GET", LIVE).status == 200, "what needs no Redis goes on"
+    redis.resume()
+    if how != "close":
+        assert [client.receive().status for client in clients] == [200] * 50
+        assert all(client.closed_by_peer() for client in clients[::2])
+        for client in clients:
+            client.sock.close()
+    normal.work(5)
+    wait_until(lambda: descriptors(before) <= open_before + 2, "nothing is left of them, but each worker's way to Redis")
+    session = json.loads(pool.ask("GET", f"/api/sessions/{normal.session_id}").body)["session"]
+    assert all(session[f"m{n}"] == 1 for n in range(50)), "what was asked for was done"
+    assert pool.processes() == before
+    normal.judge("peers that leave in the middle")
+
+
 def test_get_values_is_answered_and_the_connection_goes_on(pool):
     with pool.connect() as client:
         for _ in range(3):
@@ -163,6 +198,13 @@ def test_get_values_is_answered_and_the_connection_goes_on(pool):
         client.send(fcgi.record(99, b"x", 0))
         assert client.read_record()[::2] == (fcgi.UNKNOWN, bytes([99]) + bytes(7))
         assert client.request("GET", LIVE).status == 200
+
+
+def has_been_read(client):
+    """Has the other end taken in all that was sent?"""
+    unread = array.array("i", [0])
+    fcntl.ioctl(client.sock, termios.TIOCOUTQ, unread)
+    return unread[0] == 0
 
 
 def descriptors(pids):

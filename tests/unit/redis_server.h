@@ -94,14 +94,4 @@ static long long redis_server_ask(struct redis_server *s, const char *format, ..
     return n;
 }
 
-/* Is `text` in what the server answers to `command`? */
-static bool redis_server_says(struct redis_server *s, const char *command, const char *text)
-{
-    redisReply *reply = redisCommand(s->admin, command);
-    assert_true(reply != NULL && reply->str != NULL);
-    bool says = strstr(reply->str, text) != NULL;
-    freeReplyObject(reply);
-    return says;
-}
-
 #endif
