@@ -4,7 +4,6 @@
 #define HYPERPAGE_HTTP_H
 
 #include "buf.h"
-#include "ids.h"
 #include "json.h"
 
 enum http_method { HTTP_GET, HTTP_HEAD, HTTP_POST, HTTP_PUT, HTTP_PATCH, HTTP_DELETE, HTTP_OPTIONS, HTTP_OTHER };

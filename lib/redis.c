@@ -123,11 +123,11 @@ static void link_drop(struct redis *r, const char *why)
     snprintf(r->reason, sizeof r->reason, "%s", why);
     if (r->state == LINK_DOWN) return;
     if (r->watched) pollset_remove(r->o.pollset, &r->watch);
-    close(r->watch.fd);
+    if (r->watch.fd >= 0) close(r->watch.fd);
     r->watched = false;
     r->watch.fd = -1;
     r->state = LINK_DOWN;
-    redisReaderFree(r->reader);
+    if (r->reader != NULL) redisReaderFree(r->reader);
     r->reader = NULL;
     buf_trim(&r->unsent, 256 * 1024);
     r->sent = 0;
@@ -199,15 +199,19 @@ static void send_greeting(struct redis *r)
         greet(r, &r->o.scripts[i], 3, (struct bytes[]){ BYTES_LITERAL("SCRIPT"), BYTES_LITERAL("LOAD"), bytes_of(r->o.scripts[i].text) });
 }
 
-static bool resolve_now(struct redis *r, struct err *e)
+static void use_address(struct redis *r, struct addrinfo *found)
 {
-    struct addrinfo *found = NULL;
-    int rc = getaddrinfo(r->o.url.host, r->port_text, &r->lookup_hints, &found);
-    if (rc != 0) return err_set(e, ERR_INPUT, "REDIS_URL: host %s cannot be resolved: %s", r->o.url.host, gai_strerror(rc));
     memcpy(&r->address, found->ai_addr, found->ai_addrlen);
     r->address_len = found->ai_addrlen;
     freeaddrinfo(found);
-    return true;
+}
+
+static void resolve_now(struct redis *r)
+{
+    struct addrinfo *found = NULL;
+    int rc = getaddrinfo(r->o.url.host, r->port_text, &r->lookup_hints, &found);
+    if (rc == 0) use_address(r, found);
+    else log_warn("redis host is not known: host=%s error=\"%s\"", r->o.url.host, gai_strerror(rc));
 }
 
 /* After a failed connect the name may mean another address by now. The lookup runs beside the loop (getaddrinfo_a);
@@ -220,9 +224,7 @@ static void resolve_beside(struct redis *r)
         if (rc == EAI_INPROGRESS) return;
         r->lookup_running = false;
         if (rc == 0) {
-            memcpy(&r->address, r->lookup.ar_result->ai_addr, r->lookup.ar_result->ai_addrlen);
-            r->address_len = r->lookup.ar_result->ai_addrlen;
-            freeaddrinfo(r->lookup.ar_result);
+            use_address(r, r->lookup.ar_result);
             return;
         }
     }
@@ -233,7 +235,7 @@ static void resolve_beside(struct redis *r)
 
 static void link_connect(struct redis *r)
 {
-    if (r->pause_ms > 0) resolve_beside(r);
+    if (r->pause_ms > 0 || r->address_len == 0) resolve_beside(r);
     r->state = LINK_CONNECTING;
     r->connect_by_ms = clock_mono_ms() + r->o.timeout_ms;
     r->watch = (struct watch){ .fd = socket(r->address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), .ready = link_ready };
@@ -242,6 +244,10 @@ static void link_connect(struct redis *r)
     if (r->address.ss_family != AF_UNIX) {
         setsockopt(r->watch.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
         setsockopt(r->watch.fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
+    }
+    if (r->address_len == 0) {
+        link_drop(r, "its host is not known");
+        return;
     }
     if (r->watch.fd < 0 || r->reader == NULL ||
         (connect(r->watch.fd, (struct sockaddr *)&r->address, r->address_len) != 0 && errno != EINPROGRESS)) {
@@ -522,7 +528,7 @@ void redis_flush(struct redis *r)
     if (r->state >= LINK_GREETING && r->sent < r->unsent.len && !r->wants_write) link_write(r);
 }
 
-struct redis *redis_open(const struct redis_options *o, struct err *e)
+struct redis *redis_open(const struct redis_options *o)
 {
     struct redis *r = mem_alloc(sizeof *r);
     r->o = *o;
@@ -537,9 +543,8 @@ struct redis *redis_open(const struct redis_options *o, struct err *e)
     }
     r->lookup_hints = (struct addrinfo){ .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM };
     snprintf(r->port_text, sizeof r->port_text, "%d", o->url.port);
-    if (resolve_now(r, e)) return r;
-    redis_close(r);
-    return NULL;
+    resolve_now(r);
+    return r;
 }
 
 void redis_close(struct redis *r)

@@ -31,8 +31,9 @@ struct redis_options {
     struct pollset *pollset;       /* NULL: only for use outside of tasks */
 };
 
-/* Connects at the first call, not here. NULL only where the host name cannot be resolved at all: `e` says so. */
-struct redis *redis_open(const struct redis_options *o, struct err *e);
+/* Looks the host's name up, which may take a moment, and connects at the first call. A name that nobody knows yet is
+ * looked up again, beside the loop, with each attempt to connect. */
+struct redis *redis_open(const struct redis_options *o);
 void redis_close(struct redis *r);
 
 /* Sends one command and waits for its reply, which is the caller's (freeReplyObject). NULL: ERR_UNAVAILABLE (away,

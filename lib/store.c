@@ -23,7 +23,7 @@ struct store *store_open(const struct config *cfg, struct pollset *pollset, stru
     if (cfg->redis_url[0] != '\0') {
         st->ops = &store_redis_ops;
         if (redis_url_parse(cfg->redis_url, &st->url, e))
-            st->place = store_redis_open(&st->url, cfg->redis_timeout_ms, pollset, e);
+            st->place = store_redis_open(&st->url, cfg->redis_timeout_ms, pollset);
     } else {
         struct store_embedded_options o = { .dir = cfg->state_dir, .sync_full = cfg->embedded_sync == 1,
                                             .max_total = cfg->session_max_total };

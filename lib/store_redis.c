@@ -377,8 +377,7 @@ static void redis_store_close(void *self)
     free(sr);
 }
 
-struct store_redis *store_redis_open(const struct redis_url *url, int64_t timeout_ms, struct pollset *pollset,
-                                     struct err *e)
+struct store_redis *store_redis_open(const struct redis_url *url, int64_t timeout_ms, struct pollset *pollset)
 {
     struct store_redis *sr = mem_alloc(sizeof *sr);
     sr->scripts[SCRIPT_WRITE].text = script_write;
@@ -386,10 +385,8 @@ struct store_redis *store_redis_open(const struct redis_url *url, int64_t timeou
     sr->scripts[SCRIPT_DELETE].text = script_delete;
     struct redis_options o = { .url = *url, .timeout_ms = timeout_ms, .client_name = "hyperpage-fcgi",
                                .scripts = sr->scripts, .script_count = SCRIPTS, .pollset = pollset };
-    sr->redis = redis_open(&o, e);
-    if (sr->redis != NULL) return sr;
-    free(sr);
-    return NULL;
+    sr->redis = redis_open(&o);
+    return sr;
 }
 
 bool store_redis_ping(struct store_redis *sr, int64_t deadline_ms, struct err *e)

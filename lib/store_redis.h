@@ -12,8 +12,7 @@ struct store_redis;
 extern const struct store_ops store_redis_ops;
 
 /* Open it after fork. `pollset` NULL: only for use outside of tasks. */
-struct store_redis *store_redis_open(const struct redis_url *url, int64_t timeout_ms, struct pollset *pollset,
-                                     struct err *e);
+struct store_redis *store_redis_open(const struct redis_url *url, int64_t timeout_ms, struct pollset *pollset);
 
 bool store_redis_ping(struct store_redis *sr, int64_t deadline_ms, struct err *e);
 

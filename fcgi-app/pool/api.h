@@ -4,6 +4,7 @@
 
 #include "config.h"
 #include "http.h"
+#include "ids.h"
 #include "shared.h"
 #include "store.h"
 

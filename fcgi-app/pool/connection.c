@@ -17,7 +17,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define PEEK_BYTES (64 * 1024)     /* a request beyond half of this is read into memory instead of being peeked again */
+#define PEEK_BYTES (64 * 1024)     /* a request beyond half of this is read into memory at the first look */
 #define WRITE_BYTES (32 * 1024)    /* written at once without a look whether there is room */
 #define LINGER_MS 2000             /* how long we read on after an answer that came before the request's end */
 #define SPARE_EXCHANGES 16
@@ -124,7 +124,11 @@ void connections_tidy(struct connections *cs, int64_t now_ms)
     for (struct connection *c = cs->first, *next; c != NULL; c = next) {
         next = c->next;
         int64_t most_ms = c->state == CONNECTION_LINGERING ? LINGER_MS : cs->api->config->request_timeout_ms;
-        if (c->state == CONNECTION_SERVING || c->partial_since_ms == 0 || now_ms - c->partial_since_ms < most_ms) continue;
+        if (c->state == CONNECTION_SERVING || c->partial_since_ms == 0) continue;
+        if (now_ms - c->partial_since_ms < most_ms) {
+            connection_look(c);
+            continue;
+        }
         if (c->state == CONNECTION_WAITING) metrics_add(METRIC_connections_refused_total, 1);
         connection_close(c);
     }
@@ -356,7 +360,8 @@ static void connection_look(struct connection *c)
             c->task = task_start(serve, c);
             return;
         case RECORD_MORE:
-            if (c->spool.len == 0 && data.len >= PEEK_BYTES / 2) {
+            /* Small pieces fill the socket's buffer long before they are many bytes: at the second look, read. */
+            if (c->spool.len == 0 && (data.len >= PEEK_BYTES / 2 || (data.len > 0 && c->partial_since_ms != 0))) {
                 if (fill_spool(c)) continue;
                 connection_refuse(c);
                 return;
@@ -531,6 +536,7 @@ static bool wait_for_room(struct connection *c, int64_t deadline_ms)
 static bool write_answer(struct connection *c, struct exchange *x)
 {
     struct buf *head = &c->all->head;
+    x->phase = x->rs.body.len > WRITE_BYTES ? "write" : x->phase;
     buf_reset(head);
     response_head(&x->rs, head);
     if (FCGX_PutStr(head->data, (int)head->len, c->fcgi.out) < 0) return false;

@@ -91,6 +91,9 @@ enum record_verdict record_scan(struct bytes data, size_t most_body_bytes, struc
         if (want == WANT_BEGIN && h.id == 0) return scan_management(data, h, rq);
         if (want != WANT_BEGIN && h.id != rq->id) return RECORD_BROKEN; /* we do not multiplex */
         if (want != WANT_BEGIN && h.type == TYPE_ABORT_REQUEST) return RECORD_ABORTED;
+        /* libfcgi skips padding behind a stream's bytes only; that of BEGIN_REQUEST and of an empty record it would take
+         * for the next record. No front server pads these. */
+        if (h.padding > 0 && (want == WANT_BEGIN || h.length == 0)) return RECORD_BROKEN;
         if (want == WANT_STDIN && h.type == TYPE_STDIN) {
             body_bytes += h.length;
             if (body_bytes > most_body_bytes) return RECORD_BODY_TOO_LONG;

@@ -16,7 +16,7 @@ import time
 import pytest
 
 import fcgi
-from servers import Pool, free_port, wait_until
+from servers import KEEPERS, Pool, free_port, wait_until
 
 LONG = os.environ.get("HYPERPAGE_LONG") == "1"
 WAIT_S = 0.05
@@ -28,6 +28,7 @@ class Normal:
     """The client that must not wait, on connections of its own like lighttpd or on a kept one like nginx."""
 
     def __init__(self, pool):
+        wait_until(lambda: len(pool.processes()) == KEEPERS + 2, "all have been started")
         self.pool, self.worst_s, self.kept = pool, 0, pool.connect()
         self.session_id = json.loads(pool.ask("GET", "/api/sessions").body)["sessionId"]
 

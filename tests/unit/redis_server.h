@@ -46,8 +46,8 @@ static bool redis_server_start(struct redis_server *s)
     if (s->pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         if (getppid() != parent) _exit(1);
-        execlp("redis-server", "redis-server", "--port", "0", "--unixsocket", s->path, "--save", "", "--appendonly", "no",
-               "--loglevel", "warning", "--logfile", "/dev/null", "--dir", s->dir, (char *)NULL);
+        execlp("redis-server", "redis-server", "--port", "0", "--unixsocket", s->path, "--save", "", "--appendonly",
+               "no", "--loglevel", "warning", "--logfile", "/dev/null", "--dir", s->dir, (char *)NULL);
         perror("redis-server");
         _exit(1);
     }
@@ -80,7 +80,8 @@ static void redis_server_done(struct redis_server *s)
 }
 
 /* Asks the server and gives the integer it answers, or -1 for anything else. */
-static long long redis_server_ask(struct redis_server *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static long long redis_server_ask(struct redis_server *s, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 static long long redis_server_ask(struct redis_server *s, const char *format, ...)
 {
     va_list ap;

@@ -6,10 +6,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define ARGS(...) ((char *[]){ "hyperpage-fcgi", __VA_ARGS__, NULL })
+#define ARGS(...)        ((char *[]){ "hyperpage-fcgi", __VA_ARGS__, NULL })
 #define ENVIRONMENT(...) ((char *[]){ __VA_ARGS__, NULL })
-#define NOTHING ((char *[]){ "hyperpage-fcgi", NULL })
-#define NO_ENVIRONMENT ((char *[]){ NULL })
+#define NOTHING          ((char *[]){ "hyperpage-fcgi", NULL })
+#define NO_ENVIRONMENT   ((char *[]){ NULL })
 
 static char dir[] = "/tmp/test_config.XXXXXX";
 static char conf[64], secret[64]; /* two files that a test may write */
@@ -84,8 +84,10 @@ static void assert_file_refused(const char *text, const char *line)
     char expected[sizeof error.text];
     const char *name = strstr(line, "CONF");
     write_text(conf, text);
-    if (name != NULL) snprintf(expected, sizeof expected, "%.*s%s%s", (int)(name - line), line, conf, name + 4);
-    else snprintf(expected, sizeof expected, "%s", line);
+    if (name != NULL)
+        snprintf(expected, sizeof expected, "%.*s%s%s", (int)(name - line), line, conf, name + 4);
+    else
+        snprintf(expected, sizeof expected, "%s", line);
     assert_refused(NO_ENVIRONMENT, ARGS("--config", conf), expected);
 }
 
@@ -215,17 +217,18 @@ static void a_near_miss_in_the_environment_only_warns(void **state)
     (void)state;
     char *environment[] = { "REDIS_URI=redis://secret@host", "SESSION_MAX_BITES=1", NULL };
     config_free(load(environment, NOTHING));
-    assert_string_equal(buf_text(&warnings),
-                        "environment variable is no option, a near miss: name=REDIS_URI near=REDIS_URL\n"
-                        "environment variable is no option, a near miss: name=SESSION_MAX_BITES near=SESSION_MAX_BYTES\n");
+    assert_string_equal(
+        buf_text(&warnings),
+        "environment variable is no option, a near miss: name=REDIS_URI near=REDIS_URL\n"
+        "environment variable is no option, a near miss: name=SESSION_MAX_BITES near=SESSION_MAX_BYTES\n");
 }
 
 static void the_environment_of_others_is_left_alone(void **state)
 {
     (void)state;
-    char *environment[] = { "PATH=/bin", "HOME=/root", "LISTEN_FDS=1",   "LISTEN_PID=2", "LOGNAME=me", "workers=7",
-                            "Workers=8", "=C:=x",      "no equals sign", "LC_ALL=C",     "NODE_ENV=production",
-                            "HOSTNAME=a", "DATABASE_URL=x", "NEXT_PUBLIC_URL=y", NULL };
+    char *environment[] = { "PATH=/bin",           "HOME=/root", "LISTEN_FDS=1",   "LISTEN_PID=2",      "LOGNAME=me",
+                            "workers=7",           "Workers=8",  "=C:=x",          "no equals sign",    "LC_ALL=C",
+                            "NODE_ENV=production", "HOSTNAME=a", "DATABASE_URL=x", "NEXT_PUBLIC_URL=y", NULL };
     struct config *c = load(environment, NOTHING);
     assert_int_equal(c->workers, CONFIG_AUTO);
     assert_string_equal(buf_text(&warnings), "");
@@ -331,7 +334,8 @@ static void words_that_are_no_options_are_told_apart(void **state)
     config_free(load(NO_ENVIRONMENT, ARGS("--check", "--help", "--version", "--reference")));
     assert_true(call.check && call.help && call.version && call.reference);
     assert_null(call.file);
-    struct config *c = load(NO_ENVIRONMENT, ARGS("--run-dir", "--check", "--state-dir", "--config", "--log-file=--help"));
+    struct config *c =
+        load(NO_ENVIRONMENT, ARGS("--run-dir", "--check", "--state-dir", "--config", "--log-file=--help"));
     assert_false(call.check || call.help);
     assert_null(call.file);
     assert_string_equal(c->run_dir, "--check");
@@ -374,11 +378,11 @@ static void an_item_is_what_stands_between_commas(void **state)
 
 /* Every option's name, from the table itself. */
 static const char *const names[] = {
-#define TEXT(name, def, doc) #name,
+#define TEXT(name, def, doc)                      #name,
 #define NUMBER(name, def, least, most, unit, doc) #name,
-#define FLAG(name, def, doc) #name,
-#define CHOICE(name, def, allowed, doc) #name,
-#define SECRET(name, doc) #name,
+#define FLAG(name, def, doc)                      #name,
+#define CHOICE(name, def, allowed, doc)           #name,
+#define SECRET(name, doc)                         #name,
 #include "config.def"
 };
 

@@ -17,12 +17,13 @@ static bool read_uri(const char *uri)
 static void a_request_is_its_parameters(void **state)
 {
     (void)state;
-    assert_true(http_read_request(PARAMS("REQUEST_METHOD=PATCH", "REQUEST_URI=/api/sessions/a%20b?x=%31&y", "SCRIPT_NAME=/no",
-                                         "PATH_INFO=/no", "QUERY_STRING=x=%31&y", "CONTENT_TYPE=application/json",
-                                         "HTTP_AUTHORIZATION=Bearer t", "HTTP_USER_AGENT=curl", "HTTP_IF_MATCH=\"m\"",
-                                         "HTTP_IF_NONE_MATCH=\"n\"", "HTTP_X_SESSION_ID=s", "HTTP_X_REQUEST_ID=r",
-                                         "HTTP_X_FORWARDED_FOR=f", "HTTP_X_REAL_IP=i", "REMOTE_ADDR=a=b",
-                                         "HTTP_X_SESSION_ID_=no", "HTTP_X_SESSION=no", "NO_EQUALS_SIGN"), &rq));
+    assert_true(http_read_request(
+        PARAMS("REQUEST_METHOD=PATCH", "REQUEST_URI=/api/sessions/a%20b?x=%31&y", "SCRIPT_NAME=/no", "PATH_INFO=/no",
+               "QUERY_STRING=x=%31&y", "CONTENT_TYPE=application/json", "HTTP_AUTHORIZATION=Bearer t",
+               "HTTP_USER_AGENT=curl", "HTTP_IF_MATCH=\"m\"", "HTTP_IF_NONE_MATCH=\"n\"", "HTTP_X_SESSION_ID=s",
+               "HTTP_X_REQUEST_ID=r", "HTTP_X_FORWARDED_FOR=f", "HTTP_X_REAL_IP=i", "REMOTE_ADDR=a=b",
+               "HTTP_X_SESSION_ID_=no", "HTTP_X_SESSION=no", "NO_EQUALS_SIGN"),
+        &rq));
     assert_int_equal(rq.method, HTTP_PATCH);
     assert_string_equal(rq.path, "/api/sessions/a b");
     assert_string_equal(rq.query, "x=%31&y");
@@ -63,7 +64,8 @@ static void methods_are_told_apart_by_case(void **state)
         assert_true(http_read_request(PARAMS(param), &rq));
         assert_int_equal(rq.method, m);
     }
-    static char *const others[] = { "REQUEST_METHOD=get", "REQUEST_METHOD=", "REQUEST_METHOD=GETS", "REQUEST_METHOD=TRACE" };
+    static char *const others[] = { "REQUEST_METHOD=get", "REQUEST_METHOD=", "REQUEST_METHOD=GETS",
+                                    "REQUEST_METHOD=TRACE" };
     for (size_t i = 0; i < 4; i++) {
         assert_true(http_read_request(PARAMS(others[i]), &rq));
         assert_int_equal(rq.method, HTTP_OTHER);
@@ -91,7 +93,8 @@ static void a_path_is_decoded_once(void **state)
         assert_true(read_uri(paths[i].uri));
         assert_string_equal(rq.path, paths[i].path);
     }
-    assert_true(http_read_request(PARAMS("SCRIPT_NAME=/api", "PATH_INFO=/a%41"), &rq)); /* the front has decoded these */
+    assert_true(
+        http_read_request(PARAMS("SCRIPT_NAME=/api", "PATH_INFO=/a%41"), &rq)); /* the front has decoded these */
     assert_string_equal(rq.path, "/api/a%41");
 }
 
@@ -139,7 +142,9 @@ static void a_query_value_is_found_and_decoded(void **state)
     assert_value("a", "a", 0, BYTES_LITERAL(""));
     assert_value("a=&b", "a", 0, BYTES_LITERAL(""));
     assert_value("aa=1&a=2", "a", 0, BYTES_LITERAL("2"));
-    assert_value("a=%4", "a", 0, BYTES_LITERAL("\0" "4")); /* no id holds a NUL: a bad escape fits nothing */
+    assert_value("a=%4", "a", 0,
+                 BYTES_LITERAL("\0"
+                               "4")); /* no id holds a NUL: a bad escape fits nothing */
     assert_value("a=%zz&b", "a", 0, BYTES_LITERAL("\0"));
     assert_value("a=%00", "a", 0, BYTES_LITERAL("\0"));
     assert_value("a=%", "a", 0, BYTES_LITERAL("\0"));
@@ -209,10 +214,11 @@ static void a_bearer_token_stands_behind_its_scheme(void **state)
     for (size_t i = 0; i < sizeof none / sizeof none[0]; i++) assert_int_equal(http_bearer(none[i]).len, 0);
 }
 
-/* ---- The client's address ----------------------------------------------------------------------------------------- */
+/* ---- The client's address -----------------------------------------------------------------------------------------
+ */
 
 #define LOOPBACK "127.0.0.0/8,::1"
-#define PRIVATE "127.0.0.1, 10.0.0.0/8,fd00::/8"
+#define PRIVATE  "127.0.0.1, 10.0.0.0/8,fd00::/8"
 
 static const struct {
     const char *trusted, *remote, *forwarded, *real_ip, *client;
@@ -261,13 +267,15 @@ static void the_client_is_whom_trusted_proxies_name(void **state)
 {
     (void)state;
     for (size_t i = 0; i < sizeof chains / sizeof chains[0]; i++) {
-        struct request asked = { .remote_addr = chains[i].remote, .forwarded_for = chains[i].forwarded, .real_ip = chains[i].real_ip };
+        struct request asked = { .remote_addr = chains[i].remote,
+                                 .forwarded_for = chains[i].forwarded,
+                                 .real_ip = chains[i].real_ip };
         char client[64];
         memset(client, '#', sizeof client);
         http_client_address(&asked, chains[i].trusted, client);
         if (strcmp(client, chains[i].client) != 0)
-            fail_msg("trusted \"%s\", peer %s, chain \"%s\": \"%s\" instead of \"%s\"", chains[i].trusted, chains[i].remote,
-                     chains[i].forwarded, client, chains[i].client);
+            fail_msg("trusted \"%s\", peer %s, chain \"%s\": \"%s\" instead of \"%s\"", chains[i].trusted,
+                     chains[i].remote, chains[i].forwarded, client, chains[i].client);
     }
 }
 
@@ -287,14 +295,24 @@ static void a_chain_of_any_length_is_walked(void **state)
 static void a_list_of_networks_is_checked(void **state)
 {
     (void)state;
-    static const char *const good[] = { "", "*", LOOPBACK, PRIVATE, "10.0.0.1", "::/0", "0.0.0.0/0", "::1/128", " 10.0.0.0/8 , * ,", "::ffff:10.0.0.1" };
+    static const char *const good[] = {
+        "", "*", LOOPBACK, PRIVATE, "10.0.0.1", "::/0", "0.0.0.0/0", "::1/128", " 10.0.0.0/8 , * ,", "::ffff:10.0.0.1"
+    };
     static const struct {
         const char *list, *item;
     } wrong[] = {
-        { "10.0.0.0/33", "10.0.0.0/33" }, { "::/129", "::/129" },       { "10.0.0.0/", "10.0.0.0/" },
-        { "10.0.0/8", "10.0.0/8" },       { "/8", "/8" },               { "LOOPBACK", "LOOPBACK" },
-        { "10.0.0.0/8x", "10.0.0.0/8x" }, { "10.0.0.0/-1", "10.0.0.0/-1" }, { "10.0.0.0/99999999999", "10.0.0.0/99999999999" },
-        { "127.0.0.1,host", "host" },     { "127.0.0.1,,host", "host" }, { "10.0.0.0 8", "10.0.0.0 8" },
+        { "10.0.0.0/33", "10.0.0.0/33" },
+        { "::/129", "::/129" },
+        { "10.0.0.0/", "10.0.0.0/" },
+        { "10.0.0/8", "10.0.0/8" },
+        { "/8", "/8" },
+        { "LOOPBACK", "LOOPBACK" },
+        { "10.0.0.0/8x", "10.0.0.0/8x" },
+        { "10.0.0.0/-1", "10.0.0.0/-1" },
+        { "10.0.0.0/99999999999", "10.0.0.0/99999999999" },
+        { "127.0.0.1,host", "host" },
+        { "127.0.0.1,,host", "host" },
+        { "10.0.0.0 8", "10.0.0.0 8" },
         { "::ffff:10.0.0.0/104", "::ffff:10.0.0.0/104" },
     };
     struct bytes item;
@@ -306,7 +324,8 @@ static void a_list_of_networks_is_checked(void **state)
     }
 }
 
-/* ---- Responses ---------------------------------------------------------------------------------------------------- */
+/* ---- Responses ----------------------------------------------------------------------------------------------------
+ */
 
 static struct response rs;
 static struct buf head = BUF_INIT(64 * 1024);
@@ -398,7 +417,8 @@ static void an_error_replaces_the_body_and_keeps_the_headers(void **state)
 static void an_error_may_follow_a_body_that_was_too_long(void **state)
 {
     (void)state;
-    for (int i = 0; i < 100; i++) buf_puts(&rs.body, "more than 4096 bytes are not allowed in this one, but it is repeated");
+    for (int i = 0; i < 100; i++)
+        buf_puts(&rs.body, "more than 4096 bytes are not allowed in this one, but it is repeated");
     assert_true(buf_overflowed(&rs.body));
     response_error(&rs, 500, "INTERNAL_ERROR", "The answer is too large");
     assert_false(buf_overflowed(&rs.body));
@@ -411,8 +431,9 @@ static void a_fault_says_where_and_why(void **state)
     (void)state;
     struct json_fault fault = { .pointer = "/a~1b/\"0\"", .reason = "must be text" };
     response_fault(&rs, 400, "INVALID_SESSION_DATA", "No", &fault);
-    assert_string_equal(buf_text(&rs.body), "{\"success\":false,\"error\":{\"code\":\"INVALID_SESSION_DATA\",\"message\":\"No\","
-                                            "\"details\":{\"pointer\":\"/a~1b/\\\"0\\\"\",\"reason\":\"must be text\"}}}");
+    assert_string_equal(buf_text(&rs.body),
+                        "{\"success\":false,\"error\":{\"code\":\"INVALID_SESSION_DATA\",\"message\":\"No\","
+                        "\"details\":{\"pointer\":\"/a~1b/\\\"0\\\"\",\"reason\":\"must be text\"}}}");
 }
 
 static void a_response_is_used_again(void **state)
@@ -446,7 +467,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(not_modified_names_no_type, begin_response, end_response),
         cmocka_unit_test_setup_teardown(every_status_that_is_answered_has_its_reason, begin_response, end_response),
         cmocka_unit_test_setup_teardown(a_value_cannot_end_its_header, begin_response, end_response),
-        cmocka_unit_test_setup_teardown(headers_beyond_their_limit_leave_a_head_that_ends, begin_response, end_response),
+        cmocka_unit_test_setup_teardown(headers_beyond_their_limit_leave_a_head_that_ends, begin_response,
+                                        end_response),
         cmocka_unit_test_setup_teardown(an_error_replaces_the_body_and_keeps_the_headers, begin_response, end_response),
         cmocka_unit_test_setup_teardown(an_error_may_follow_a_body_that_was_too_long, begin_response, end_response),
         cmocka_unit_test_setup_teardown(a_fault_says_where_and_why, begin_response, end_response),

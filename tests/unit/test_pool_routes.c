@@ -3,7 +3,9 @@
 #include "test.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static struct exchange x;
 
@@ -12,7 +14,7 @@ static int begin_exchange(void **state)
     (void)state;
     memset(&x, 0, sizeof x);
     x.route = 4711;
-    response_init(&x.rs, 4096);
+    response_init(&x.rs, 65536);
     return 0;
 }
 
@@ -34,9 +36,21 @@ static void ask(enum http_method method, const char *path)
 static void a_path_that_is_none_is_404(void **state)
 {
     (void)state;
-    static const char *const none[] = { "", "/", "/api", "/api/", "/api/session", "/api/sessionsx", "/api/sessions//",
-                                        "/api/sessions/a/b", "/api/sessions/a/", "//api/sessions", "/API/sessions",
-                                        "/api/health", "/api/health/live/x", "/api/metrics/x", "api/sessions" };
+    static const char *const none[] = { "",
+                                        "/",
+                                        "/api",
+                                        "/api/",
+                                        "/api/session",
+                                        "/api/sessionsx",
+                                        "/api/sessions//",
+                                        "/api/sessions/a/b",
+                                        "/api/sessions/a/",
+                                        "//api/sessions",
+                                        "/API/sessions",
+                                        "/api/health",
+                                        "/api/health/live/x",
+                                        "/api/metrics/x",
+                                        "api/sessions" };
     for (size_t i = 0; i < sizeof none / sizeof none[0]; i++) {
         ask(HTTP_GET, none[i]);
         if (x.rs.status != 404) fail_msg("%s: %d", none[i], x.rs.status);
@@ -69,13 +83,25 @@ static void a_method_that_a_path_does_not_know_is_405_with_those_it_knows(void *
     }
 }
 
+/* The metrics are a route that needs no store. */
 static void a_route_that_fits_answers(void **state)
 {
     (void)state;
-    ask(HTTP_GET, "/api/health/live");
+    char dir[] = "/tmp/test_pool_routes.XXXXXX", path[64];
+    struct err e;
+    assert_non_null(mkdtemp(dir));
+    struct api api = { .shared = shared_open(dir, &e) };
+    assert_non_null(api.shared);
+    x.api = &api;
+    ask(HTTP_GET, "/api/metrics");
     assert_int_equal(x.rs.status, 200);
-    assert_string_equal(routes_name(x.route), "/api/health/live");
+    assert_string_equal(routes_name(x.route), "/api/metrics");
     assert_string_equal(x.path_tail, "");
+    assert_non_null(strstr(buf_text(&x.rs.body), "hyperpage_requests_total"));
+    shared_close(api.shared);
+    snprintf(path, sizeof path, "%s/pool.state-1", dir);
+    unlink(path);
+    rmdir(dir);
 }
 
 static void a_route_s_name_is_its_pattern_and_never_a_path(void **state)

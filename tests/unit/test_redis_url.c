@@ -43,11 +43,11 @@ static void what_a_url_names_is_understood(void **state)
     }
 }
 
-#define SCHEME "the scheme is not known"
+#define SCHEME      "the scheme is not known"
 #define CREDENTIALS "user:password@ is not right"
-#define PORT "the port is not 1 to 65535"
-#define DATABASE "the database is not a number"
-#define SOCKET "the socket's path must be absolute, under 108 bytes"
+#define PORT        "the port is not 1 to 65535"
+#define DATABASE    "the database is not a number"
+#define SOCKET      "the socket's path must be absolute, under 108 bytes"
 
 static const struct {
     const char *text, *why;

@@ -66,14 +66,14 @@ static size_t index_of(struct shared *sh, const struct slot *s)
 static pid_t start_owner(uint64_t counted)
 {
     int said[2];
-    struct { pid_t parent; } us = { getpid() };
+    pid_t parent = getpid();
     char byte;
     assert_int_equal(pipe(said), 0);
     pid_t pid = fork();
     if (pid == 0) {
         struct err e;
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        struct shared *sh = getppid() == us.parent ? shared_open(dir, &e) : NULL;
+        struct shared *sh = getppid() == parent ? shared_open(dir, &e) : NULL;
         struct slot *s = sh ? shared_claim(sh, SLOT_WORKER, &e) : NULL;
         if (s == NULL) _exit(1);
         metrics_use(s);
@@ -318,65 +318,6 @@ static void a_full_disk_is_refused_and_leaves_an_empty_file_at_most(void **state
     assert_int_equal(WEXITSTATUS(status), 0);
 }
 
-/* ---- Metrics -------------------------------------------------------------------------------------------------------- */
-
-static void what_nobody_owns_is_counted_nowhere(void **state)
-{
-    (void)state;
-    struct shared *sh = open_shared();
-    metrics_use(NULL);
-    metrics_add(METRIC_requests_total, 7);
-    assert_int_equal(metrics_sum(sh, METRIC_requests_total), 0);
-    shared_close(sh);
-}
-
-static void a_sum_is_over_all_slots(void **state)
-{
-    (void)state;
-    struct shared *sh = open_shared();
-    uint64_t expected = 0;
-    for (size_t i = 0; i < SHARED_SLOTS; i++) {
-        metrics_use(shared_slot(sh, i));
-        metrics_add(METRIC_sessions_created_total, i + 1);
-        metrics_add(METRIC_sessions_deleted_total, 0);
-        expected += i + 1;
-    }
-    assert_int_equal(metrics_sum(sh, METRIC_sessions_created_total), expected);
-    assert_int_equal(metrics_sum(sh, METRIC_sessions_deleted_total), 0);
-    assert_int_equal(metrics_sum(sh, METRIC_requests_total), 0);
-    metrics_use(shared_slot(sh, 0));
-    metrics_add(METRIC_sessions_created_total, (uint64_t)1 << 40); /* beyond 32 bits */
-    assert_true(metrics_sum(sh, METRIC_sessions_created_total) == expected + ((uint64_t)1 << 40));
-    metrics_use(NULL);
-    shared_close(sh);
-}
-
-static void metrics_are_prometheus_text(void **state)
-{
-    (void)state;
-    struct shared *sh = open_shared();
-    struct buf text = BUF_INIT(64 * 1024);
-    metrics_use(claim(sh, SLOT_WORKER));
-    metrics_add(METRIC_redis_timeouts_total, 3);
-    metrics_text(sh, &text);
-    assert_non_null(strstr(buf_text(&text), "# HELP hyperpage_redis_timeouts_total Commands that Redis did not answer in time.\n"
-                                            "# TYPE hyperpage_redis_timeouts_total counter\n"
-                                            "hyperpage_redis_timeouts_total 3\n"));
-    static const char *const names[] = {
-#define METRIC(name, help) "\nhyperpage_" #name " ",
-#include "metrics.def"
-    };
-    for (size_t m = 0; m < METRIC_COUNT; m++) {
-        const char *at = strstr(buf_text(&text), names[m]);
-        assert_non_null(at);
-        assert_null(strstr(at + 1, names[m]));
-    }
-    assert_int_equal(text.data[text.len - 1], '\n');
-    metrics_use(NULL);
-    shared_close(sh);
-    buf_done(&text);
-}
-
 #define FRESH(f) cmocka_unit_test_teardown(f, remove_file)
 
 int main(void)
@@ -391,9 +332,6 @@ int main(void)
         FRESH(a_file_that_is_not_ours_is_refused_and_kept),
         FRESH(a_folder_that_is_not_there_is_refused),
         FRESH(a_full_disk_is_refused_and_leaves_an_empty_file_at_most),
-        FRESH(what_nobody_owns_is_counted_nowhere),
-        FRESH(a_sum_is_over_all_slots),
-        FRESH(metrics_are_prometheus_text),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

@@ -16,12 +16,9 @@ static struct pollset *pollset;
 
 static void *open_with(struct pollset *ps)
 {
-    struct err e = { 0 };
     struct redis_url url = { .db = 0 };
     snprintf(url.path, sizeof url.path, "%s", server.path);
-    void *sr = store_redis_open(&url, 5000, ps, &e);
-    if (sr == NULL) print_error("%s\n", e.text);
-    return sr;
+    return store_redis_open(&url, 5000, ps);
 }
 
 static void *open_store(void)
@@ -68,7 +65,8 @@ static void put(const char *id, const char *doc)
     redis_server_ask(&server, "SET " KEY "%s %s", id, doc);
 }
 
-/* ---- What stands in Redis ------------------------------------------------------------------------------------------- */
+/* ---- What stands in Redis -------------------------------------------------------------------------------------------
+ */
 
 static void a_session_is_a_plain_string_with_a_life(void **state)
 {
@@ -222,7 +220,8 @@ static void a_session_deleted_under_an_update_stays_gone(void **state)
     assert_false(is_there(c, id));
 }
 
-/* ---- Broken connections --------------------------------------------------------------------------------------------- */
+/* ---- Broken connections ---------------------------------------------------------------------------------------------
+ */
 
 /* Stands between the store and Redis. Armed, it lets one more command through and closes both ways in place of the
  * answer: Redis has done it, and the store cannot know. */
@@ -245,7 +244,6 @@ static void forward(int client, int redis_fd)
 
 static struct store_case open_behind_proxy(void)
 {
-    struct err e;
     struct redis_url url = { .db = 0 };
     struct sockaddr_un address = { .sun_family = AF_UNIX }, to = { .sun_family = AF_UNIX };
     snprintf(url.path, sizeof url.path, "%s/proxy", server.dir);
@@ -267,7 +265,7 @@ static struct store_case open_behind_proxy(void)
         }
     }
     close(listener);
-    struct store_case c = { .ops = &store_redis_ops, .self = store_redis_open(&url, 5000, NULL, &e) };
+    struct store_case c = { .ops = &store_redis_ops, .self = store_redis_open(&url, 5000, NULL) };
     assert_false(is_there(&c, "warm-up")); /* the greeting is through */
     return c;
 }
@@ -371,7 +369,8 @@ static void a_store_without_redis_is_unavailable(void **state)
     assert_false(is_there(c, "id"));
 }
 
-/* ---- Tasks ---------------------------------------------------------------------------------------------------------- */
+/* ---- Tasks ----------------------------------------------------------------------------------------------------------
+ */
 
 /* One request, as a worker's task makes it: marks a cell of the row that the document is, keeps or deletes it. */
 struct ask {
@@ -469,7 +468,7 @@ static void tasks_that_update_one_session_share_few_writes(void **state)
     run_rounds();
     for (int i = 0; i < MANY; i++) assert_true(asks[i].ok && asks[i].res.found && asks[i].res.changed);
     assert_row_is_full(c, id, MANY);
-    assert_true(calls_of("evalsha") <= 3); /* the first one's, and that of all who came meanwhile */
+    assert_true(calls_of("evalsha") <= 3);     /* the first one's, and that of all who came meanwhile */
     assert_true(calls_of("get") <= 3 + 1 + 3); /* theirs, this check's and the scripts' own */
     delete_(c, id);
 }

@@ -11,7 +11,7 @@ struct job {
     int parks;           /* how often it is to park */
     int64_t deadline_ms; /* of each */
     int woken, expired;
-    int order;           /* when it ended, counted over all jobs */
+    int order; /* when it ended, counted over all jobs */
     bool done;
 };
 
@@ -24,8 +24,10 @@ static void run_job(void *arg)
     char local[512]; /* must be ours alone, whoever runs meanwhile */
     memset(local, (int)((uintptr_t)j >> 4), sizeof local);
     for (int i = 0; i < j->parks; i++) {
-        if (task_park(j->deadline_ms)) j->woken++;
-        else j->expired++;
+        if (task_park(j->deadline_ms))
+            j->woken++;
+        else
+            j->expired++;
         assert_ptr_equal(task_current(), j->task);
     }
     for (size_t i = 0; i < sizeof local; i++) assert_int_equal(local[i], (char)((uintptr_t)j >> 4));
@@ -71,7 +73,9 @@ static void a_task_runs_at_the_next_round_and_not_before(void **state)
 static void tasks_run_in_the_order_in_which_they_became_ready(void **state)
 {
     (void)state;
-    struct job j[3] = { { .parks = 1, .deadline_ms = CLOCK_NEVER }, { .parks = 0 }, { .parks = 1, .deadline_ms = CLOCK_NEVER } };
+    struct job j[3] = { { .parks = 1, .deadline_ms = CLOCK_NEVER },
+                        { .parks = 0 },
+                        { .parks = 1, .deadline_ms = CLOCK_NEVER } };
     for (int i = 0; i < 3; i++) start_job(&j[i]);
     task_run_ready();
     task_wake(j[2].task);
@@ -289,8 +293,10 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_task_runs_at_the_next_round_and_not_before, fresh, nothing_is_left),
         cmocka_unit_test_setup_teardown(tasks_run_in_the_order_in_which_they_became_ready, fresh, nothing_is_left),
-        cmocka_unit_test_setup_teardown(a_parked_task_waits_until_it_is_woken_or_its_time_is_over, fresh, nothing_is_left),
-        cmocka_unit_test_setup_teardown(an_expired_task_that_is_woken_before_it_runs_has_expired, fresh, nothing_is_left),
+        cmocka_unit_test_setup_teardown(a_parked_task_waits_until_it_is_woken_or_its_time_is_over, fresh,
+                                        nothing_is_left),
+        cmocka_unit_test_setup_teardown(an_expired_task_that_is_woken_before_it_runs_has_expired, fresh,
+                                        nothing_is_left),
         cmocka_unit_test_setup_teardown(a_wake_before_the_park_is_not_lost, fresh, nothing_is_left),
         cmocka_unit_test_setup_teardown(a_task_starts_tasks, fresh, nothing_is_left),
         cmocka_unit_test_setup_teardown(tasks_wake_each_other_within_one_round, fresh, nothing_is_left),
