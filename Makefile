@@ -65,11 +65,11 @@ $(BUILD)/%.o: %.c
 deps:
 	@conf/deps.sh run
 run: deps
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory -j$$(nproc) all
 	@exec env BUILD=$(BUILD) conf/run.sh
 test:
 	@conf/deps.sh test
-	@$(MAKE) --no-print-directory all layers
+	@$(MAKE) --no-print-directory -j$$(nproc) all layers $(UNITS_BUILT)
 	@$(MAKE) --no-print-directory $(ASAN) units
 	@$(MAKE) --no-print-directory tsan
 	@$(MAKE) --no-print-directory system

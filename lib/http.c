@@ -268,6 +268,7 @@ void response_init(struct response *rs, size_t most_body_bytes)
 void response_reset(struct response *rs)
 {
     rs->status = 200;
+    rs->head_only = false;
     rs->content_type = "application/json; charset=utf-8";
     buf_trim(&rs->headers, KEEP_BYTES);
     buf_trim(&rs->body, KEEP_BYTES);
@@ -333,7 +334,8 @@ void response_head(const struct response *rs, struct buf *out)
     for (size_t i = 0; i < sizeof reasons / sizeof reasons[0]; i++)
         if (reasons[i].status == rs->status) reason = reasons[i].reason;
     buf_printf(out, "Status: %d %s\r\n", rs->status, reason);
-    if (rs->status != 304) buf_printf(out, "Content-Type: %s\r\n", rs->content_type);
+    if (rs->status != 304)
+        buf_printf(out, "Content-Type: %s\r\nContent-Length: %zu\r\n", rs->content_type, rs->body.len);
     buf_puts(out, "Cache-Control: no-store\r\n");
     buf_add(out, buf_bytes(&rs->headers));
     buf_puts(out, "\r\n");

@@ -52,6 +52,7 @@ struct response {
     const char *content_type;
     struct buf headers; /* "Name: value\r\n" each */
     struct buf body;
+    bool head_only;     /* the answer to a HEAD: Content-Length is the body's, which stays here */
 };
 
 void response_init(struct response *rs, size_t most_body_bytes);
@@ -69,7 +70,7 @@ bool response_error(struct response *rs, int status, const char *code, const cha
 bool response_fault(struct response *rs, int status, const char *code, const char *message,
                     const struct json_fault *fault);
 
-/* Appends the head as CGI wants it: Status, headers, the empty line. */
+/* Appends the head as CGI wants it: Status, Content-Length, headers, the empty line. */
 void response_head(const struct response *rs, struct buf *out);
 
 #endif

@@ -552,8 +552,8 @@ void redis_close(struct redis *r)
     if (r == NULL) return;
     link_drop(r, "closing");
     if (r->lookup_running) {
-        gai_cancel(&r->lookup);
-        while (gai_error(&r->lookup) == EAI_INPROGRESS) gai_suspend((const struct gaicb *[]){ &r->lookup }, 1, NULL);
+        if (gai_cancel(&r->lookup) == EAI_NOTCANCELED) /* its thread still writes into it */
+            while (gai_suspend((const struct gaicb *[]){ &r->lookup }, 1, NULL) == EAI_INTR) continue;
         if (gai_error(&r->lookup) == 0) freeaddrinfo(r->lookup.ar_result);
     }
     buf_done(&r->unsent);

@@ -511,7 +511,7 @@ static void answer(struct exchange *x, char *const params[])
     if (path_ok) routes_answer(x);
     else response_error(&x->rs, 400, "INVALID_PATH", "The path is too long or not properly encoded");
     if (buf_overflowed(&x->rs.body)) response_error(&x->rs, 500, "INTERNAL_ERROR", "The answer is too large");
-    if (x->rq.method == HTTP_HEAD) buf_reset(&x->rs.body);
+    x->rs.head_only = x->rq.method == HTTP_HEAD;
     count_answer(&x->rs);
 }
 
@@ -536,12 +536,13 @@ static bool wait_for_room(struct connection *c, int64_t deadline_ms)
 static bool write_answer(struct connection *c, struct exchange *x)
 {
     struct buf *head = &c->all->head;
-    x->phase = x->rs.body.len > WRITE_BYTES ? "write" : x->phase;
+    if (x->rs.body.len > WRITE_BYTES) x->phase = "write";
     buf_reset(head);
     response_head(&x->rs, head);
     if (FCGX_PutStr(head->data, (int)head->len, c->fcgi.out) < 0) return false;
-    for (size_t at = 0; at < x->rs.body.len;) {
-        size_t n = x->rs.body.len - at;
+    size_t bytes = x->rs.head_only || x->rs.status == 304 ? 0 : x->rs.body.len;
+    for (size_t at = 0; at < bytes;) {
+        size_t n = bytes - at;
         if (n > WRITE_BYTES) n = WRITE_BYTES;
         if (at > 0 && (FCGX_FFlush(c->fcgi.out) < 0 || !wait_for_room(c, x->deadline_ms))) return false;
         if (FCGX_PutStr(x->rs.body.data + at, (int)n, c->fcgi.out) < 0) return false;

@@ -27,6 +27,7 @@ static int print(struct buf *text)
 static int refuse(const struct err *e)
 {
     fprintf(stderr, "hyperpage-fcgi: %s\n", e->text);
+    master_leave_nothing();
     return 2;
 }
 

@@ -55,6 +55,8 @@ static void act(void);
 
 /* --- checks --- */
 
+static const char *made_folder[2]; /* by this start; taken away again if nothing comes of it */
+
 static bool folder_check(const char *key, const char *path, mode_t mode, bool create, struct err *e)
 {
     struct stat st;
@@ -71,6 +73,7 @@ static bool folder_check(const char *key, const char *path, mode_t mode, bool cr
             return err_set(e, ERR_INPUT, "%s=%.100s: cannot be made: %s", key, path, strerror(errno));
         }
         if (mkdir(path, mode) != 0) return err_set(e, ERR_INPUT, "%s=%.100s: cannot be made: %s", key, path, strerror(errno));
+        made_folder[made_folder[0] != NULL] = path;
         return true;
     }
     if (!S_ISDIR(st.st_mode)) return err_set(e, ERR_INPUT, "%s=%.100s: is no folder", key, path);
@@ -90,6 +93,11 @@ bool master_check_config(const struct config *cfg, bool create, struct err *e)
     /* The web server must get through RUN_DIR to the socket, which has its own permissions. */
     return ok && listener_check(cfg, e) && folder_check("RUN_DIR", cfg->run_dir, 0755, create, e) &&
            folder_check("STATE_DIR", cfg->state_dir, 0700, create, e);
+}
+
+void master_leave_nothing(void)
+{
+    for (size_t i = 0; i < 2 && made_folder[i] != NULL; i++) rmdir(made_folder[i]);
 }
 
 /* --- children --- */

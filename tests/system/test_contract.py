@@ -204,6 +204,13 @@ def test_ids_have_at_most_128_characters(place):
     assert said(place.ask("GET", "/api/sessions?sessionId=" + "y" * 128))["session"] == {}
 
 
+def test_head_says_what_get_would_and_every_body_says_its_length(place):
+    session_id = place.create()
+    got, head = (place.ask(method, f"/api/sessions/{session_id}") for method in ("GET", "HEAD"))
+    assert got.headers["Content-Length"] == head.headers["Content-Length"] == str(len(got.body)) and head.body == b""
+    assert got.headers["ETag"] == head.headers["ETag"]
+
+
 def test_head_never_creates(place):
     answer = place.ask("HEAD", "/api/sessions")
     assert (answer.status, answer.body) == (400, b"")

@@ -31,8 +31,7 @@ def places(folder):
 
 
 def everything_in(folder):
-    """Files and sockets; a folder that was asked for may stay, empty."""
-    return sorted(str(p.relative_to(folder)) for p in pathlib.Path(folder).rglob("*") if not p.is_dir())
+    return sorted(str(p.relative_to(folder)) for p in pathlib.Path(folder).rglob("*"))
 
 
 def ours():

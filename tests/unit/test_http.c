@@ -351,9 +351,10 @@ static void a_head_is_what_cgi_wants(void **state)
     rs.status = 201;
     response_header(&rs, "Location", "/api/sessions/x");
     response_header(&rs, "X-Empty", "");
+    buf_puts(&rs.body, "{\"a\":1}");
     response_head(&rs, &head);
     assert_string_equal(buf_text(&head), "Status: 201 Created\r\nContent-Type: application/json; charset=utf-8\r\n"
-                                         "Cache-Control: no-store\r\nLocation: /api/sessions/x\r\nX-Empty: \r\n\r\n");
+                                         "Content-Length: 7\r\nCache-Control: no-store\r\nLocation: /api/sessions/x\r\nX-Empty: \r\n\r\n");
 }
 
 static void not_modified_names_no_type(void **state)
