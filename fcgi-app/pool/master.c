@@ -145,36 +145,42 @@ static void on_report(struct ev_loop *loop, ev_io *w, int events)
     act();
 }
 
-static void start_child(int seat)
+/* The parent's side of a fork. */
+static void watch_child(int seat, pid_t pid, int report_fd)
 {
-    int report[2];
-    sigset_t all, before;
-    if (pipe2(report, O_CLOEXEC | O_NONBLOCK) != 0) {
-        log_error("child cannot be started: error=\"%s\"", strerror(errno));
-        m.children.seat[seat].start_at_ms = clock_mono_ms() + 1000;
-        return;
-    }
-    sigfillset(&all); /* a signal between fork and the child's own handlers would run ours, in the child */
-    sigprocmask(SIG_SETMASK, &all, &before);
-    pid_t pid = fork();
-    if (pid == 0) {
-        close(report[0]);
-        become_child();
-        _exit(child_main(seat, report[1]));
-    }
-    sigprocmask(SIG_SETMASK, &before, NULL);
-    close(report[1]);
-    struct child *c = pid > 0 ? children_started(&m.children, seat, pid, report[0], clock_mono_ms()) : NULL;
-    if (c == NULL) {
-        log_error("child cannot be started: error=\"%s\"", strerror(errno));
-        close(report[0]);
-        m.children.seat[seat].start_at_ms = clock_mono_ms() + 1000;
-        return;
-    }
+    struct child *c = children_started(&m.children, seat, pid, report_fd, clock_mono_ms());
     ev_io *w = &m.report[c - m.children.child];
-    ev_io_init(w, on_report, report[0], EV_READ);
+    ev_io_init(w, on_report, report_fd, EV_READ);
     w->data = c;
     ev_io_start(m.loop, w);
+}
+
+static void start_child(int seat)
+{
+    int report[2] = { -1, -1 };
+    sigset_t all, before;
+    pid_t pid = -1;
+    const char *why = "too many are leaving still";
+    if (children_count(&m.children) < CHILDREN_MOST && pipe2(report, O_CLOEXEC | O_NONBLOCK) == 0) {
+        sigfillset(&all); /* a signal between fork and the child's own handlers would run ours, in the child */
+        sigprocmask(SIG_SETMASK, &all, &before);
+        pid = fork();
+        if (pid == 0) {
+            close(report[0]);
+            become_child();
+            _exit(child_main(seat, report[1]));
+        }
+        why = strerror(errno);
+        sigprocmask(SIG_SETMASK, &before, NULL);
+        close(report[1]);
+    }
+    if (pid > 0) {
+        watch_child(seat, pid, report[0]);
+        return;
+    }
+    log_error("child cannot be started: error=\"%s\"", why);
+    if (report[0] >= 0) close(report[0]);
+    m.children.seat[seat].start_at_ms = clock_mono_ms() + 1000;
 }
 
 /* Siblings stay, in this pool or in the one that replaces it: then idle connections go to them. */
