@@ -69,8 +69,8 @@ run: deps
 	@exec env BUILD=$(BUILD) conf/run.sh
 test:
 	@conf/deps.sh test
-	@$(MAKE) --no-print-directory -j$$(nproc) all layers $(UNITS_BUILT)
-	@$(MAKE) --no-print-directory $(ASAN) units
+	@$(MAKE) --no-print-directory -j$$(nproc) all layers
+	@$(MAKE) --no-print-directory -j$$(nproc) $(ASAN) units
 	@$(MAKE) --no-print-directory tsan
 	@$(MAKE) --no-print-directory system
 
@@ -84,8 +84,8 @@ reference: $(BUILD)/hyperpage-fcgi
 	$< --reference > conf/reference.md
 
 # --- more ways to look at it
-bench: all $(BENCHES)
-	@$(PYTHON) -B tests/bench/run.py --build $(BUILD)
+bench: all $(BENCHES) # BENCH='--only get-kept --rounds 9': its options; --help lists them
+	@$(PYTHON) -B tests/bench/run.py --build $(BUILD) $(BENCH)
 asan: # unit and system tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(MAKE) $(ASAN) units system
 tsan: # what processes share, from the threads of one

@@ -26,6 +26,7 @@ Benchmarks are named REQUEST-FRONT (get-kept), and besides:
   start            from the start of the pool to its first answer
   latency          one request at a time on one kept connection straight to the socket of an idle pool, minus the same
                    to L, minus a bare GET to Redis, one after the other from this process
+  replace          kill -9 of a pool's only worker, until the next one answers
   memory           PSS of a worker that holds 256 connections: each has had one answer and is idle, or all have a
                    request in work at once (Redis is stopped for that moment). Mappings that are shared on purpose
                    (MAP_SHARED: the state file) are left out; pages of programs and libraries count by their share
@@ -80,11 +81,13 @@ RATIO_GOALS = {
 }
 # A figure, at most.
 FIGURE_GOALS = {
+    "a replacement's first answer, ms": 100,
     "first answer over Redis, ms": 50,
     "first answer, embedded store, ms": 50,
     "latency added to L and a Redis round trip, us": 60,
     f"PSS of a worker with {CONNECTIONS_HELD} idle connections, MiB": 3,
     f"PSS of a worker with {CONNECTIONS_HELD} active connections, MiB": 16,
+    f"PSS of that worker when the {CONNECTIONS_HELD} are idle again, MiB": 3,
 }
 
 
@@ -500,6 +503,26 @@ def start(options):
     return figures
 
 
+def replace(options):
+    """From the kill of the only worker to the answer of its successor, on a new connection."""
+    figures = collections.defaultdict(list)
+    title = "a replacement's first answer, ms"
+    for _ in range(options.rounds):
+        with Stage(options) as stage:
+            pool = stage.backend_start("pool-1")
+            for _ in range(1 if options.short else STARTS):
+                with stage.connect("pool-1") as c:
+                    c.json("/api/sessions")
+                    worker = worker_of(pool)
+                os.kill(worker, signal.SIGKILL)
+                begin = time.monotonic()
+                with stage.connect("pool-1") as c:
+                    c.json("/api/sessions")
+                figures[title].append(1e3 * (time.monotonic() - begin))
+        progress()
+    return figures
+
+
 def redis_get(connection, command, length):
     connection.sendall(command)
     while length > 0:
@@ -541,8 +564,12 @@ def latency(options):
 
 
 def worker_of(pool):
-    """The process of the pool that holds the connections, hence the most descriptors."""
-    return max((pid for pid, _ in pool.stats()), key=lambda pid: len(os.listdir(f"/proc/{pid}/fd")))
+    """The only worker of a pool, by the name it gives itself."""
+    def name(pid):
+        with open(f"/proc/{pid}/comm") as f:
+            return f.read().strip()
+
+    return next(pid for pid, _ in pool.stats() if name(pid) == "fcgi-worker")
 
 
 def private_pss_mib(pid):
@@ -594,6 +621,8 @@ def memory(options):
             for c, session_id in zip(connections, ids):
                 if session_id.encode() not in c.receive():
                     raise Failed("an active connection got a wrong answer")
+            with contextlib.suppress(Failed): # the worker gives memory back once a second
+                wait_until("it is small again", lambda: private_pss_mib(worker) <= FIGURE_GOALS[idle], 3, pause_s=0.1)
             figures[again].append(private_pss_mib(worker))
         progress()
     return figures
@@ -694,7 +723,7 @@ def benchmarks():
                 lambda options, request=request, front=front: throughput(options, request, front),
                 lambda options, runs, name=name: throughput_table(options, name, runs),
             )
-    for measure in (start, latency, memory):
+    for measure in (start, replace, latency, memory):
         found[measure.__name__] = (measure, figures_table)
     return found
 
