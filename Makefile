@@ -18,7 +18,8 @@ PREFIX  ?= /usr/local
 
 CSTD     := -std=c11 -D_GNU_SOURCE
 WARNINGS := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla
-HARDEN   := -fPIE -fstack-protector-strong -fstack-clash-protection -fcf-protection
+HARDEN   := -fPIE -fstack-protector-strong -fstack-clash-protection \
+            $(shell $(CC) -fcf-protection -E -x c /dev/null >/dev/null 2>&1 && echo -fcf-protection)
 OPTIMISE ?= -O2 -D_FORTIFY_SOURCE=2
 CFLAGS   += $(CSTD) $(WARNINGS) $(HARDEN) $(OPTIMISE) -g $(SANITIZE)
 CPPFLAGS += -iquote lib -iquote fcgi-app/pool -DHYPERPAGE_VERSION='"$(VERSION)"'
