@@ -2,9 +2,10 @@
 
 # Modules of lib/ in floor order: a file includes only headers that stand before it (`make layers`).
 MODULES := err buf clock log \
-           config shared metrics task pollset \
+           config shared metrics task waiters pollset \
            span json http ids session \
-           redis_url redis turns \
+           redis_url redis_error redis_slots lookup redis_link redis_links \
+           redis_sentinel redis_cluster redis turns \
            store_redis store_embedded store
 POOL    := record routes api_sessions api_status connection handover worker keeper children listener notify master \
            hyperpage-fcgi
@@ -31,6 +32,7 @@ ASAN     := BUILD=build/asan OPTIMISE=-O1 SANITIZE="-fsanitize=address,undefined
 LIB      := $(BUILD)/libhyperpage.a
 PROGRAMS := $(BUILD)/hyperpage-fcgi
 UNITS    := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/unit/test_*.c))
+PROBES   := $(patsubst tests/system/%.c,$(BUILD)/tests/system/%,$(wildcard tests/system/*.c))
 BENCHES  := $(patsubst tests/bench/%.c,$(BUILD)/tests/bench/%,$(wildcard tests/bench/*.c))
 FUZZERS  := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 FUZZED   := $(patsubst %,lib/%.c,err buf clock span json http ids session config) fcgi-app/pool/record.c
@@ -53,6 +55,9 @@ $(BUILD)/tests/unit/test_pool_%: $(BUILD)/tests/unit/test_pool_%.o $(filter-out 
 $(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(LIB)
 	@echo "  LINK $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
+$(BUILD)/tests/system/%: $(BUILD)/tests/system/%.o $(LIB)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(BUILD)/tests/bench/%: $(BUILD)/tests/bench/%.o $(LIB)
 	@echo "  LINK $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
@@ -77,7 +82,7 @@ test:
 
 units: $(UNITS)
 	@set -e; for t in $(UNITS); do echo "== $$t"; $$t; done
-system: all
+system: all $(PROBES)
 	@HYPERPAGE_BUILD=$(BUILD) $(PYTHON) -B -m pytest -q -p no:cacheprovider tests/system
 layers:
 	@awk -f tests/layers.awk -v modules="mem $(MODULES)" lib/*.c lib/*.h

@@ -15,11 +15,15 @@ enum err_kind {
 
 struct err {
     enum err_kind kind;
+    bool away;      /* with ERR_UNAVAILABLE: a server serves nobody now, as opposed to refusing or delaying just this */
     char text[200]; /* one line, no newline, cut if longer */
 };
 
 /* Always false, so that a failing function can end in `return err_set(e, ...)`. `e` may be NULL. */
 bool err_set(struct err *e, enum err_kind kind, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+
+/* The same with ERR_UNAVAILABLE and `away`. */
+bool err_set_away(struct err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

@@ -5,13 +5,14 @@
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/un.h>
 
-static bool refuse(struct err *e, const char *why)
-{
-    return err_set(e, ERR_INPUT,
-                   "REDIS_URL: %s; allowed is redis://[user:password@]host[:port][/db] or "
-                   "redis+unix://[user:password@]/path[?db=N]", why);
-}
+/* A form of URL: what it looks like, and who reads what stands behind the scheme. NULL: all is well; else what is
+ * not. */
+struct scheme {
+    const char *text, *form;
+    const char *(*read)(const char *p, struct redis_url *url);
+};
 
 static int hex_digit(char c)
 {
@@ -46,61 +47,134 @@ static bool read_number(const char *text, size_t len, int most, int *out)
 }
 
 /* user:password@ in front; *rest goes behind it. */
-static bool read_credentials(const char **rest, size_t authority_len, struct redis_url *url)
+static const char *read_credentials(const char **rest, size_t authority_len, struct redis_url *url)
 {
-    const char *at = NULL;
-    for (size_t i = 0; i < authority_len; i++)
-        if ((*rest)[i] == '@') at = *rest + i;
-    if (at == NULL) return true;
+    static const char wrong[] = "user:password@ is not right";
+    const char *at = memrchr(*rest, '@', authority_len);
+    if (at == NULL) return NULL;
     const char *colon = memchr(*rest, ':', (size_t)(at - *rest));
-    if (colon == NULL) return false;
+    if (colon == NULL) return wrong;
     struct bytes user = { *rest, (size_t)(colon - *rest) }, password = { colon + 1, (size_t)(at - colon - 1) };
     *rest = at + 1;
-    return copy_decoded(user, url->user, sizeof url->user) &&
-           copy_decoded(password, url->password, sizeof url->password);
+    bool ok = copy_decoded(user, url->user, sizeof url->user) &&
+              copy_decoded(password, url->password, sizeof url->password);
+    return ok ? NULL : wrong;
 }
 
-static bool parse_unix(const char *p, struct redis_url *url, struct err *e)
+/* host[:port]; *rest goes behind it. */
+static const char *read_server(const char **rest, int default_port, struct redis_url *url)
 {
-    if (!read_credentials(&p, strcspn(p, "/"), url)) return refuse(e, "user:password@ is not right");
-    size_t len = strcspn(p, "?");
-    if (p[0] != '/' || len >= sizeof url->path) return refuse(e, "the socket's path must be absolute, under 108 bytes");
-    memcpy(url->path, p, len);
-    p += len;
-    if (*p == '\0') return true;
-    if (strncmp(p, "?db=", 4) != 0 || !read_number(p + 4, strlen(p + 4), 9999, &url->db)) return refuse(e, "only ?db=N may follow the path");
-    return true;
-}
-
-static bool parse_tcp(const char *p, struct redis_url *url, struct err *e)
-{
-    if (!read_credentials(&p, strcspn(p, "/?"), url)) return refuse(e, "user:password@ is not right");
-    size_t len = *p == '[' ? strcspn(p, "]") : strcspn(p, ":/?");
+    const char *p = *rest;
+    if (url->server_count == REDIS_URL_MOST_SERVERS) return "more than 16 servers";
+    struct redis_address *server = &url->servers[url->server_count++];
     bool bracket = *p == '[';
-    if (bracket && p[len] != ']') return refuse(e, "the host's ] is missing");
+    size_t len = bracket ? strcspn(p, "]") : strcspn(p, ":,/?");
+    if (bracket && p[len] != ']') return "the host's ] is missing";
     struct bytes host = { p + bracket, len - bracket };
-    if (host.len == 0 || !copy_decoded(host, url->host, sizeof url->host)) return refuse(e, "the host is missing");
+    if (host.len == 0 || !copy_decoded(host, server->host, sizeof server->host)) return "the host is missing";
     p += len + bracket;
-    url->port = 6379;
+    server->port = default_port;
     if (*p == ':') {
-        size_t n = strcspn(++p, "/?");
-        if (!read_number(p, n, 65535, &url->port) || url->port == 0) return refuse(e, "the port is not 1 to 65535");
+        size_t n = strcspn(++p, ",/?");
+        if (!read_number(p, n, 65535, &server->port) || server->port == 0) return "the port is not 1 to 65535";
         p += n;
     }
+    *rest = p;
+    return NULL;
+}
+
+static const char *read_servers(const char **rest, int default_port, struct redis_url *url)
+{
+    const char *wrong = read_server(rest, default_port, url);
+    while (wrong == NULL && **rest == ',') {
+        ++*rest;
+        wrong = read_server(rest, default_port, url);
+    }
+    return wrong;
+}
+
+/* [/db], and nothing behind it. */
+static const char *read_database(const char *p, struct redis_url *url)
+{
     if (*p == '/') {
         size_t n = strlen(++p);
-        if (n > 0 && !read_number(p, n, 9999, &url->db)) return refuse(e, "the database is not a number");
+        if (n > 0 && !read_number(p, n, 9999, &url->db)) return "the database is not a number";
         p += n;
     }
-    return *p == '\0' || refuse(e, "nothing may follow the database");
+    return *p == '\0' ? NULL : "nothing may follow the database";
 }
+
+static const char *read_tcp(const char *p, struct redis_url *url)
+{
+    const char *wrong = read_credentials(&p, strcspn(p, "/?"), url);
+    if (wrong == NULL) wrong = read_server(&p, 6379, url);
+    return wrong ? wrong : read_database(p, url);
+}
+
+static const char *read_unix(const char *p, struct redis_url *url)
+{
+    const char *wrong = read_credentials(&p, strcspn(p, "/"), url);
+    if (wrong != NULL) return wrong;
+    size_t len = strcspn(p, "?");
+    if (p[0] != '/' || len >= sizeof((struct sockaddr_un *)0)->sun_path)
+        return "the socket's path must be absolute, under 108 bytes";
+    memcpy(url->servers[0].host, p, len);
+    url->server_count = 1;
+    p += len;
+    if (*p == '\0') return NULL;
+    bool ok = strncmp(p, "?db=", 4) == 0 && read_number(p + 4, strlen(p + 4), 9999, &url->db);
+    return ok ? NULL : "only ?db=N may follow the path";
+}
+
+static const char *read_sentinel(const char *p, struct redis_url *url)
+{
+    url->topology = REDIS_SENTINEL;
+    const char *wrong = read_credentials(&p, strcspn(p, "/?"), url);
+    if (wrong == NULL) wrong = read_servers(&p, 26379, url);
+    if (wrong != NULL) return wrong;
+    size_t len = *p == '/' ? strcspn(++p, "/?") : 0;
+    if (len == 0 || !copy_decoded((struct bytes){ p, len }, url->primary, sizeof url->primary))
+        return "the primary's name is missing";
+    return read_database(p + len, url);
+}
+
+static const char *read_cluster(const char *p, struct redis_url *url)
+{
+    url->topology = REDIS_CLUSTER;
+    const char *wrong = read_credentials(&p, strcspn(p, "/?"), url);
+    if (wrong == NULL) wrong = read_servers(&p, 6379, url);
+    if (wrong == NULL) wrong = read_database(p, url);
+    return wrong == NULL && url->db != 0 ? "a cluster has only database 0" : wrong;
+}
+
+static const char *read_tls(const char *p, struct redis_url *url)
+{
+    (void)p, (void)url;
+    return "TLS is not in the hiredis this was built with; use a local stunnel";
+}
+
+static const struct scheme schemes[] = {
+    { "redis://", "redis://[user:password@]host[:port][/db]", read_tcp },
+    { "redis+unix://", "redis+unix://[user:password@]/path[?db=N]", read_unix },
+    { "redis-sentinel://", "redis-sentinel://[user:password@]host[:port],.../PRIMARY[/db]", read_sentinel },
+    { "redis-cluster://", "redis-cluster://[user:password@]host[:port],...", read_cluster },
+    { "rediss://", "redis://[user:password@]host[:port][/db]", read_tls },
+};
 
 bool redis_url_parse(const char *text, struct redis_url *url, struct err *e)
 {
-    *url = (struct redis_url){ 0 };
-    if (strncmp(text, "redis+unix://", 13) == 0) return parse_unix(text + 13, url, e);
-    if (strncmp(text, "redis://", 8) == 0) return parse_tcp(text + 8, url, e);
-    if (strncmp(text, "rediss://", 9) == 0)
-        return refuse(e, "TLS is not in the hiredis this was built with; use a local stunnel and redis://");
-    return refuse(e, "the scheme is not known");
+    *url = (struct redis_url){ .topology = REDIS_ONE_SERVER };
+    for (size_t i = 0; i < sizeof schemes / sizeof schemes[0]; i++) {
+        const struct scheme *s = &schemes[i];
+        if (strncmp(text, s->text, strlen(s->text)) != 0) continue;
+        const char *wrong = s->read(text + strlen(s->text), url);
+        return wrong == NULL || err_set(e, ERR_INPUT, "REDIS_URL: %s; the form is %s", wrong, s->form);
+    }
+    return err_set(e, ERR_INPUT, "REDIS_URL: the scheme is not known; there are redis://, redis+unix://, "
+                                 "redis-sentinel:// and redis-cluster://");
+}
+
+bool redis_address_equal(const struct redis_address *a, const struct redis_address *b)
+{
+    return a->port == b->port && strcmp(a->host, b->host) == 0;
 }

@@ -4,7 +4,6 @@
 #include "log.h"
 #include "mem.h"
 #include "metrics.h"
-#include "redis_url.h"
 #include "store_embedded.h"
 #include "store_redis.h"
 
@@ -14,7 +13,6 @@ struct store {
     const struct store_ops *ops; /* of the place that answers */
     void *place;
     struct store_embedded *embedded; /* the place itself, or NULL */
-    struct redis_url url;
 };
 
 struct store *store_open(const struct config *cfg, struct pollset *pollset, struct err *e)
@@ -22,8 +20,12 @@ struct store *store_open(const struct config *cfg, struct pollset *pollset, stru
     struct store *st = mem_alloc(sizeof *st);
     if (cfg->redis_url[0] != '\0') {
         st->ops = &store_redis_ops;
-        if (redis_url_parse(cfg->redis_url, &st->url, e))
-            st->place = store_redis_open(&st->url, cfg->redis_timeout_ms, pollset);
+        struct redis_options o = { .sentinel_password = cfg->redis_sentinel_password,
+                                   .timeout_ms = cfg->redis_timeout_ms,
+                                   .wait_replicas = (int)cfg->session_redis_wait_replicas,
+                                   .client_name = "hyperpage-fcgi",
+                                   .pollset = pollset };
+        if (redis_url_parse(cfg->redis_url, &o.url, e)) st->place = store_redis_open(&o);
     } else {
         struct store_embedded_options o = { .dir = cfg->state_dir, .sync_full = cfg->embedded_sync == 1,
                                             .max_total = cfg->session_max_total };

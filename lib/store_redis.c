@@ -106,7 +106,7 @@ static bool redis_store_get(void *self, const char *id, int64_t deadline_ms, str
     struct key k;
     *res = (struct store_result){ 0 };
     struct bytes get[] = { BYTES_LITERAL("GET"), key_of(&k, id) };
-    redisReply *reply = redis_call(sr->redis, 2, get, deadline_ms, NULL, e);
+    redisReply *reply = redis_call(sr->redis, get[1], 2, get, deadline_ms, NULL, e);
     return reply != NULL && take_value(reply, doc, &res->found, e);
 }
 
@@ -122,7 +122,7 @@ static bool redis_store_create(void *self, const char *id, struct bytes doc, int
                            BYTES_LITERAL("NX") };
     bool repeated = false;
     int64_t now_ms = clock_wall_ms();
-    redisReply *reply = redis_call(sr->redis, 6, set, deadline_ms, &repeated, e);
+    redisReply *reply = redis_call(sr->redis, set[1], 6, set, deadline_ms, &repeated, e);
     if (reply == NULL) return false;
     res->changed = reply->type == REDIS_REPLY_STATUS;
     res->found = !res->changed;
@@ -342,26 +342,38 @@ static bool redis_store_update(void *self, const char *id, store_edit_fn *edit, 
     return u.ok;
 }
 
-static bool redis_store_count(void *self, int64_t deadline_ms, int64_t *sessions, struct err *e)
+static bool count_at(struct store_redis *sr, const struct redis_address *server, int64_t deadline_ms,
+                     int64_t *sessions, struct err *e)
 {
-    struct store_redis *sr = self;
     char cursor[24] = "0";
-    *sessions = 0;
     do {
         struct bytes scan[] = { BYTES_LITERAL("SCAN"), bytes_of(cursor), BYTES_LITERAL("MATCH"), BYTES_LITERAL(KEY_PREFIX "*"),
                                 BYTES_LITERAL("COUNT"), BYTES_LITERAL("1000") };
-        redisReply *reply = redis_call(sr->redis, 6, scan, deadline_ms, NULL, e);
+        redisReply *reply = redis_call_at(sr->redis, server, 6, scan, deadline_ms, e);
         if (reply == NULL) return false;
-        bool good = reply->type == REDIS_REPLY_ARRAY && reply->elements == 2 && reply->element[0]->len < sizeof cursor &&
+        bool good = reply->type == REDIS_REPLY_ARRAY && reply->elements == 2 && reply->element[0]->len < (int)sizeof cursor &&
                     reply->element[1]->type == REDIS_REPLY_ARRAY;
         if (good) {
-            memcpy(cursor, reply->element[0]->str, reply->element[0]->len + 1);
+            memcpy(cursor, reply->element[0]->str, (size_t)reply->element[0]->len + 1);
             *sessions += (int64_t)reply->element[1]->elements;
         } else unexpected(reply, e);
         freeReplyObject(reply);
         if (!good) return false;
     } while (strcmp(cursor, "0") != 0);
     return true;
+}
+
+/* While a cluster moves slots, a session on its way may be counted twice or not at all. */
+static bool redis_store_count(void *self, int64_t deadline_ms, int64_t *sessions, struct err *e)
+{
+    struct store_redis *sr = self;
+    struct redis_address *servers = NULL;
+    *sessions = 0;
+    size_t n = redis_primaries(sr->redis, &servers, deadline_ms, e);
+    bool ok = n > 0;
+    for (size_t i = 0; ok && i < n; i++) ok = count_at(sr, &servers[i], deadline_ms, sessions, e);
+    free(servers);
+    return ok;
 }
 
 static void redis_store_flush(void *self)
@@ -377,23 +389,30 @@ static void redis_store_close(void *self)
     free(sr);
 }
 
-struct store_redis *store_redis_open(const struct redis_url *url, int64_t timeout_ms, struct pollset *pollset)
+struct store_redis *store_redis_open(const struct redis_options *connection)
 {
     struct store_redis *sr = mem_alloc(sizeof *sr);
+    struct redis_options o = *connection;
     sr->scripts[SCRIPT_WRITE].text = script_write;
     sr->scripts[SCRIPT_COMPARE_AND_DELETE].text = script_compare_and_delete;
     sr->scripts[SCRIPT_DELETE].text = script_delete;
-    struct redis_options o = { .url = *url, .timeout_ms = timeout_ms, .client_name = "hyperpage-fcgi",
-                               .scripts = sr->scripts, .script_count = SCRIPTS, .pollset = pollset };
+    o.scripts = sr->scripts;
+    o.script_count = SCRIPTS;
     sr->redis = redis_open(&o);
     return sr;
 }
 
 bool store_redis_ping(struct store_redis *sr, int64_t deadline_ms, struct err *e)
 {
-    redisReply *reply = redis_call(sr->redis, 1, (struct bytes[]){ BYTES_LITERAL("PING") }, deadline_ms, NULL, e);
-    bool ok = reply != NULL;
-    if (ok) freeReplyObject(reply);
+    struct redis_address *servers = NULL;
+    size_t n = redis_primaries(sr->redis, &servers, deadline_ms, e);
+    bool ok = n > 0;
+    for (size_t i = 0; ok && i < n; i++) {
+        redisReply *reply = redis_call_at(sr->redis, &servers[i], 1, (struct bytes[]){ BYTES_LITERAL("PING") }, deadline_ms, e);
+        ok = reply != NULL;
+        if (ok) freeReplyObject(reply);
+    }
+    free(servers);
     return ok;
 }
 

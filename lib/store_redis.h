@@ -3,17 +3,17 @@
 #ifndef HYPERPAGE_STORE_REDIS_H
 #define HYPERPAGE_STORE_REDIS_H
 
-#include "pollset.h"
-#include "redis_url.h"
+#include "redis.h"
 #include "store_backend.h"
 
 struct store_redis;
 
 extern const struct store_ops store_redis_ops;
 
-/* Open it after fork. `pollset` NULL: only for use outside of tasks. */
-struct store_redis *store_redis_open(const struct redis_url *url, int64_t timeout_ms, struct pollset *pollset);
+/* Open it after fork. The scripts of `connection` are set here. */
+struct store_redis *store_redis_open(const struct redis_options *connection);
 
+/* Do all servers that hold sessions answer? */
 bool store_redis_ping(struct store_redis *sr, int64_t deadline_ms, struct err *e);
 
 #endif

@@ -147,7 +147,7 @@ class Redis(Server):
         self.port = port or free_port()
         self.socket = pathlib.Path(folder) / f"{name}.sock"
         settings = {"port": self.port, "bind": "127.0.0.1", "unixsocket": self.socket, "dir": folder, "save": "",
-                    "appendonly": "no", **options}
+                    "appendonly": "no", "dbfilename": f"{name}.rdb", **options}
         super().__init__(folder, name, ["redis-server"] + [
             word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", value)])
         self.password = options.get("requirepass")
@@ -187,6 +187,26 @@ class Redis(Server):
         if kind == b"*":
             return None if rest == b"-1" else [self._reply(f) for _ in range(int(rest))]
         return None if rest == b"-1" else f.read(int(rest) + 2)[:-2]
+
+
+class Sentinel(Redis):
+    """redis-server --sentinel that watches `primary`, a Redis with a password, under the name "main"."""
+
+    def __init__(self, folder, name, primary, password, quorum=2, **options):
+        self.port, self.password = free_port(), password
+        settings = {"port": self.port, "bind": "127.0.0.1", "dir": folder, "requirepass": password,
+                    "sentinel sentinel-pass": password,
+                    "sentinel monitor main": f"127.0.0.1 {primary.port} {quorum}",
+                    "sentinel auth-pass main": primary.password,
+                    "sentinel down-after-milliseconds main": 500, "sentinel failover-timeout main": 2000, **options}
+        path = pathlib.Path(folder) / f"{name}.conf"  # which it rewrites
+        path.write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
+        Server.__init__(self, folder, name, ["redis-server", path, "--sentinel"])
+
+    def facts(self):
+        """SENTINEL MASTER main as a dictionary."""
+        words = [word.decode() for word in self.call("SENTINEL", "MASTER", "main")]
+        return dict(zip(words[::2], words[1::2]))
 
 
 class Pool(Server):

@@ -45,7 +45,7 @@ static void use_server(void)
     options = (struct redis_options){
         .timeout_ms = 2000, .client_name = "tested", .scripts = &script_get, .script_count = 1, .pollset = pollset
     };
-    snprintf(options.url.path, sizeof options.url.path, "%s", server.path);
+    snprintf(options.url.servers[0].host, sizeof options.url.servers[0].host, "%s", server.path);
 }
 
 static void begin_scene(void)
@@ -110,7 +110,7 @@ static redisReply *call_by(int64_t deadline_ms, const char *command)
     }
     err = (struct err){ .kind = ERR_NONE };
     repeated = false;
-    return redis_call(redis, argc, argv, deadline_ms, &repeated, &err);
+    return redis_call(redis, REDIS_NO_KEY, argc, argv, deadline_ms, &repeated, &err);
 }
 
 static void must_answer(const char *command, int type, const char *text)
@@ -169,10 +169,10 @@ static void any_bytes_are_carried(void)
     for (int i = 0; i < 256; i++) all[i] = (char)(255 - i);
     struct bytes set[] = { BYTES_LITERAL("SET"), { all, 256 }, { all, 0 } },
                  get[] = { BYTES_LITERAL("ECHO"), { all, 256 } };
-    redisReply *reply = redis_call(redis, 3, set, in_ms(5000), NULL, &err);
+    redisReply *reply = redis_call(redis, REDIS_NO_KEY, 3, set, in_ms(5000), NULL, &err);
     assert_non_null(reply);
     freeReplyObject(reply);
-    reply = redis_call(redis, 2, get, in_ms(5000), NULL, &err);
+    reply = redis_call(redis, REDIS_NO_KEY, 2, get, in_ms(5000), NULL, &err);
     assert_non_null(reply);
     assert_int_equal(reply->len, 256);
     assert_memory_equal(reply->str, all, 256);
@@ -187,7 +187,7 @@ static void a_command_larger_than_the_socket_buffer_is_carried(void)
     char *big = mem_alloc(bytes);
     for (size_t i = 0; i < bytes; i++) big[i] = (char)(i * 31 + i / 997);
     redisReply *reply =
-        redis_call(redis, 2, (struct bytes[]){ BYTES_LITERAL("ECHO"), { big, bytes } }, in_ms(20000), NULL, &err);
+        redis_call(redis, REDIS_NO_KEY, 2, (struct bytes[]){ BYTES_LITERAL("ECHO"), { big, bytes } }, in_ms(20000), NULL, &err);
     if (reply == NULL) print_error("%s\n", err.text);
     assert_non_null(reply);
     assert_int_equal(reply->len, bytes);
@@ -202,7 +202,7 @@ static void more_than_may_wait_is_refused_and_the_next_one_served(void)
     const size_t bytes = (64 << 20) + 1;
     char *big = mem_alloc(bytes);
     assert_null(
-        redis_call(redis, 2, (struct bytes[]){ BYTES_LITERAL("ECHO"), { big, bytes } }, in_ms(5000), NULL, &err));
+        redis_call(redis, REDIS_NO_KEY, 2, (struct bytes[]){ BYTES_LITERAL("ECHO"), { big, bytes } }, in_ms(5000), NULL, &err));
     assert_int_equal(err.kind, ERR_UNAVAILABLE);
     free(big);
     must_answer("ECHO after", REDIS_REPLY_STRING, "after");
@@ -317,17 +317,17 @@ static void the_password_must_be_right(void)
     assert_int_equal(redis_server_ask(&server, "CONFIG SET requirepass secret"), -1);
     assert_int_equal(redis_server_ask(&server, "ACL SETUSER someone on >word ~* +@all"), -1);
     reopen_redis(&o);
-    must_fail("DEL key", ERR_UNAVAILABLE, "redis is away: NOAUTH");
+    must_fail("DEL key", ERR_UNAVAILABLE, "redis: NOAUTH");
     snprintf(o.url.password, sizeof o.url.password, "wrong");
     reopen_redis(&o);
-    must_fail("DEL key", ERR_UNAVAILABLE, "redis is away: WRONGPASS");
+    must_fail("DEL key", ERR_UNAVAILABLE, "redis: WRONGPASS");
     assert_null(strstr(err.text, "wrong user"));
     snprintf(o.url.password, sizeof o.url.password, "secret");
     reopen_redis(&o);
     must_answer("GET key", REDIS_REPLY_STRING, "value");
     snprintf(o.url.user, sizeof o.url.user, "someone");
     reopen_redis(&o);
-    must_fail("DEL key", ERR_UNAVAILABLE, "redis is away: WRONGPASS");
+    must_fail("DEL key", ERR_UNAVAILABLE, "redis: WRONGPASS");
     snprintf(o.url.password, sizeof o.url.password, "word");
     reopen_redis(&o);
     must_answer("ACL WHOAMI", REDIS_REPLY_STRING, "someone");
@@ -355,7 +355,7 @@ static void a_command_reaches_its_database_or_none(void)
     o.url.db = 99;
     reopen_redis(&o);
     for (int64_t until_ms = in_ms(100); clock_mono_ms() < until_ms;)
-        must_fail("SET there value", ERR_UNAVAILABLE, "redis is away: ERR DB index");
+        must_fail("SET there value", ERR_UNAVAILABLE, "redis: ERR DB index");
     assert_int_equal(redis_server_ask(&server, "DBSIZE"), 0);
 }
 
@@ -430,7 +430,7 @@ static void ask_for_own_number(void *arg)
         struct err e = { .kind = ERR_NONE };
         int n = snprintf(text, sizeof text, "%d.%d", c->number, i);
         struct bytes argv[] = { BYTES_LITERAL("ECHO"), { text, (size_t)n } };
-        redisReply *reply = redis_call(redis, 2, argv, in_ms(c->deadline_ms), NULL, &e);
+        redisReply *reply = redis_call(redis, REDIS_NO_KEY, 2, argv, in_ms(c->deadline_ms), NULL, &e);
         if (reply == NULL)
             c->failed += e.kind == ERR_UNAVAILABLE;
         else if (reply->type == REDIS_REPLY_STRING && strcmp(reply->str, text) == 0)
@@ -625,7 +625,7 @@ static void use_fake_server(int64_t timeout_ms)
     }
     close(listener);
     struct redis_options o = options;
-    o.url = (struct redis_url){ .host = "127.0.0.1", .port = ntohs(address.sin_port) };
+    o.url = (struct redis_url){ .servers = { { "127.0.0.1", ntohs(address.sin_port) } } };
     o.timeout_ms = timeout_ms;
     reopen_redis(&o);
 }
@@ -666,14 +666,14 @@ static void a_deadline_before_the_timeout_gives_the_reply_up_and_keeps_the_conne
 static void what_is_no_reply_ends_the_connection(void)
 {
     use_fake_server(100);
-    must_fail("GARBAGE", ERR_UNAVAILABLE, "redis: Protocol error");
+    must_fail("GARBAGE", ERR_UNAVAILABLE, "redis is away: Protocol error");
     assert_true(repeated);
     must_answer("ECHO own", REDIS_REPLY_STRING, "own");
     must_fail("HALF", ERR_UNAVAILABLE, "redis did not answer within 100 ms");
     must_answer("ECHO own", REDIS_REPLY_STRING, "own");
     must_answer("EXTRA", REDIS_REPLY_STATUS, "OK");
     must_answer("ECHO own", REDIS_REPLY_STRING, "own"); /* not what came unasked */
-    must_fail("CLOSE", ERR_UNAVAILABLE, "redis: closed by Redis");
+    must_fail("CLOSE", ERR_UNAVAILABLE, "redis is away: closed by Redis");
     assert_true(repeated);
     must_answer("ECHO own", REDIS_REPLY_STRING, "own");
     end_fake_server();
@@ -684,7 +684,7 @@ static void what_is_no_reply_ends_the_connection(void)
 static void a_host_that_nobody_knows_is_away(void)
 {
     struct redis_options o = options;
-    o.url = (struct redis_url){ .host = "no..host", .port = 6379 };
+    o.url = (struct redis_url){ .servers = { { "no..host", 6379 } } };
     reopen_redis(&o);
     int64_t began_ms = clock_mono_ms();
     for (int i = 0; i < 10; i++) must_fail("PING", ERR_UNAVAILABLE, "redis is away: its host is not known");
