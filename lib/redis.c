@@ -12,7 +12,7 @@
 #include <poll.h>
 
 #define MOST_SENDINGS 10 /* of one command, all redirections together */
-#define TRY_AGAIN_MS 10
+#define TRY_AGAIN_MS  10
 
 struct redis {
     struct redis_options o;
@@ -57,9 +57,12 @@ static bool look_again(struct redis *r, struct journey *j, const struct redis_li
 {
     bool first = !j->looked_again;
     j->looked_again = true;
-    if (r->sentinel != NULL) redis_sentinel_doubt(r->sentinel, link); /* the next link_for() asks */
-    else if (r->cluster != NULL && first) redis_cluster_look_again(r->cluster, j->deadline_ms);
-    else if (r->cluster != NULL) redis_cluster_doubt(r->cluster);
+    if (r->sentinel != NULL)
+        redis_sentinel_doubt(r->sentinel, link); /* the next link_for() asks */
+    else if (r->cluster != NULL && first)
+        redis_cluster_look_again(r->cluster, j->deadline_ms);
+    else if (r->cluster != NULL)
+        redis_cluster_doubt(r->cluster);
     return first && (r->sentinel != NULL || r->cluster != NULL);
 }
 
@@ -68,8 +71,10 @@ static bool wait_a_bit(const struct journey *j)
     int64_t until_ms = clock_mono_ms() + TRY_AGAIN_MS;
     if (until_ms >= j->deadline_ms) return false;
     for (int64_t now_ms; (now_ms = clock_mono_ms()) < until_ms;) {
-        if (task_current() != NULL) task_park(until_ms);
-        else poll(NULL, 0, (int)(until_ms - now_ms));
+        if (task_current() != NULL)
+            task_park(until_ms);
+        else
+            poll(NULL, 0, (int)(until_ms - now_ms));
     }
     return true;
 }
@@ -211,11 +216,17 @@ struct redis *redis_open(const struct redis_options *o)
     struct redis *r = mem_alloc(sizeof *r);
     r->o = *o;
     const struct redis_url *url = &r->o.url;
-    r->servers.options = (struct redis_link_options){ .user = url->user, .password = url->password, .db = url->db,
-                                                      .client_name = o->client_name, .scripts = o->scripts,
-                                                      .script_count = o->script_count, .timeout_ms = o->timeout_ms,
-                                                      .wait_replicas = o->wait_replicas, .pollset = o->pollset };
-    if (url->topology == REDIS_SENTINEL) r->sentinel = redis_sentinel_open(url, o->sentinel_password ? o->sentinel_password : "", &r->servers);
+    r->servers.options = (struct redis_link_options){ .user = url->user,
+                                                      .password = url->password,
+                                                      .db = url->db,
+                                                      .client_name = o->client_name,
+                                                      .scripts = o->scripts,
+                                                      .script_count = o->script_count,
+                                                      .timeout_ms = o->timeout_ms,
+                                                      .wait_replicas = o->wait_replicas,
+                                                      .pollset = o->pollset };
+    if (url->topology == REDIS_SENTINEL)
+        r->sentinel = redis_sentinel_open(url, o->sentinel_password ? o->sentinel_password : "", &r->servers);
     if (url->topology == REDIS_CLUSTER) r->cluster = redis_cluster_open(url, &r->servers);
     return r;
 }

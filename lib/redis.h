@@ -20,7 +20,7 @@ struct redis_options {
     const char *client_name;       /* as CLIENT LIST shows it */
     struct redis_script *scripts;  /* shared by all connections of the process */
     size_t script_count;
-    struct pollset *pollset;       /* NULL: only for use outside of tasks */
+    struct pollset *pollset; /* NULL: only for use outside of tasks */
 };
 
 #define REDIS_NO_KEY ((struct bytes){ NULL, 0 })

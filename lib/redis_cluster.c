@@ -9,8 +9,8 @@
 #include "task.h"
 #include "waiters.h"
 
-#define PAUSE_MS 100    /* between two readings of the map */
-#define MOST_ANSWERS 10 /* one reading takes at most the time of so many answers */
+#define PAUSE_MS     100 /* between two readings of the map */
+#define MOST_ANSWERS 10  /* one reading takes at most the time of so many answers */
 
 struct redis_cluster {
     const struct redis_url *url;
@@ -18,7 +18,7 @@ struct redis_cluster {
     struct redis_slots map;
     struct redis_link **links; /* of the map's primaries, in their order */
     bool known, doubtful, reading;
-    struct waiters waiters;    /* for the end of the reading */
+    struct waiters waiters; /* for the end of the reading */
     int64_t read_again_ms;
     struct err error; /* why the last reading was in vain */
 };
@@ -41,7 +41,8 @@ static bool read_from(struct redis_cluster *c, struct redis_link *server, int64_
     enum redis_fate fate;
     struct redis_slots *map = mem_alloc(sizeof *map); /* too large for a task's stack */
     struct redis_address asked = *redis_link_address(server);
-    struct redis_command slots = { .argc = 2, .argv = (struct bytes[]){ BYTES_LITERAL("CLUSTER"), BYTES_LITERAL("SLOTS") } };
+    struct redis_command slots = { .argc = 2,
+                                   .argv = (struct bytes[]){ BYTES_LITERAL("CLUSTER"), BYTES_LITERAL("SLOTS") } };
     redisReply *reply = redis_link_call(server, &slots, deadline_ms, &fate, e);
     bool ok = reply != NULL;
     if (ok && reply->type == REDIS_REPLY_ERROR) ok = redis_error_set(redis_error_of(reply->str), reply->str, e);
@@ -88,8 +89,10 @@ static void read_beside(struct redis_cluster *c)
 {
     if (c->reading || clock_mono_ms() < c->read_again_ms) return;
     c->reading = true;
-    if (task_current() != NULL) task_start(read_once, c);
-    else read_once(c);
+    if (task_current() != NULL)
+        task_start(read_once, c);
+    else
+        read_once(c);
 }
 
 static bool wait_for_map(struct redis_cluster *c, int64_t deadline_ms, struct err *e)
@@ -101,7 +104,8 @@ static bool wait_for_map(struct redis_cluster *c, int64_t deadline_ms, struct er
             *e = c->error;
             return false;
         }
-        if (clock_mono_ms() >= deadline_ms) return err_set(e, ERR_UNAVAILABLE, "redis: the request's time is over before the cluster is known");
+        if (clock_mono_ms() >= deadline_ms)
+            return err_set(e, ERR_UNAVAILABLE, "redis: the request's time is over before the cluster is known");
         if (c->reading) waiters_wait(&c->waiters, deadline_ms);
     }
     return true;
@@ -155,8 +159,7 @@ struct redis_link *redis_cluster_asked(struct redis_cluster *c, const char *repl
     return redis_links_to(c->servers, &to);
 }
 
-size_t redis_cluster_primaries(struct redis_cluster *c, struct redis_address **list, int64_t deadline_ms,
-                               struct err *e)
+size_t redis_cluster_primaries(struct redis_cluster *c, struct redis_address **list, int64_t deadline_ms, struct err *e)
 {
     if (!wait_for_map(c, deadline_ms, e)) return 0;
     *list = mem_alloc(c->map.count * sizeof **list);

@@ -12,8 +12,7 @@ struct redis_cluster *redis_cluster_open(const struct redis_url *url, struct red
 void redis_cluster_close(struct redis_cluster *c);
 
 /* The link to the primary that serves this key (no key: to any). NULL: nobody does, or the cluster cannot be asked. */
-struct redis_link *redis_cluster_server(struct redis_cluster *c, struct bytes key, int64_t deadline_ms,
-                                        struct err *e);
+struct redis_link *redis_cluster_server(struct redis_cluster *c, struct bytes key, int64_t deadline_ms, struct err *e);
 
 /* The link to the server that a MOVED or ASK reply of `from` names; NULL if it names none. MOVED corrects the map. */
 struct redis_link *redis_cluster_moved(struct redis_cluster *c, struct bytes key, const char *reply_text,

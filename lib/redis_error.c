@@ -5,6 +5,7 @@
 
 #include <string.h>
 
+/* clang-format off */
 static const struct redis_error errors[] = {
     /* code                              kind             away   ours   remedy */
     { "LOADING",                         ERR_UNAVAILABLE, true,  false, REDIS_LOOK_AGAIN },
@@ -25,6 +26,7 @@ static const struct redis_error errors[] = {
     { "WRONGPASS",                       ERR_UNAVAILABLE, false, true,  REDIS_NOTHING_HELPS },
     { "NOPERM",                          ERR_UNAVAILABLE, false, true,  REDIS_NOTHING_HELPS },
 };
+/* clang-format on */
 static const struct redis_error unknown = { "", ERR_UNAVAILABLE, false, true, REDIS_NOTHING_HELPS };
 
 const struct redis_error *redis_error_of(const char *reply_text)

@@ -17,12 +17,12 @@
 #include <unistd.h>
 
 #define MOST_UNSENT_BYTES (64 * 1024 * 1024)
-#define READ_BYTES (64 * 1024)
-#define KEPT_BYTES (256 * 1024)
-#define FIRST_PAUSE_MS 20
-#define LONGEST_PAUSE_MS 500
-#define LOOKUP_STEP_MS 5
-#define WAIT_LATE_MS 100 /* Redis looks ten times a second whether the time of a WAIT is over */
+#define READ_BYTES        (64 * 1024)
+#define KEPT_BYTES        (256 * 1024)
+#define FIRST_PAUSE_MS    20
+#define LONGEST_PAUSE_MS  500
+#define LOOKUP_STEP_MS    5
+#define WAIT_LATE_MS      100 /* Redis looks ten times a second whether the time of a WAIT is over */
 
 enum link_state { LINK_DOWN, LINK_LOOKUP, LINK_CONNECTING, LINK_GREETING, LINK_UP };
 
@@ -30,10 +30,10 @@ enum link_state { LINK_DOWN, LINK_LOOKUP, LINK_CONNECTING, LINK_GREETING, LINK_U
 struct call {
     struct task *task;
     redisReply *reply;
-    bool done;         /* answered (reply) or failed (no reply) */
-    bool to_confirm;   /* answered is not done: WAIT must answer too */
+    bool done;          /* answered (reply) or failed (no reply) */
+    bool to_confirm;    /* answered is not done: WAIT must answer too */
     long long replicas; /* that have confirmed it */
-    struct call *next; /* among the answered that wait for WAIT */
+    struct call *next;  /* among the answered that wait for WAIT */
 };
 
 /* Commands are answered in the order in which they were sent: a queue of what is expected. */
@@ -60,8 +60,8 @@ struct redis_link {
     size_t greetings_left;
     bool wait_owed, wait_sent; /* writes have been appended since the last WAIT; one is on its way */
     struct call *unconfirmed;
-    int64_t heard_ms;          /* with WAIT: the last answer */
-    struct waiters waiters;    /* for the connection to come up */
+    int64_t heard_ms;       /* with WAIT: the last answer */
+    struct waiters waiters; /* for the connection to come up */
     size_t callers;
     struct addresses addresses;
     size_t address_at;
@@ -80,8 +80,7 @@ static void expect(struct redis_link *l, struct expected x)
     if (l->expected_count == l->expected_cap) {
         size_t cap = l->expected_cap ? l->expected_cap * 2 : 64;
         struct expected *ring = mem_alloc(cap * sizeof *ring);
-        for (size_t i = 0; i < l->expected_count; i++)
-            ring[i] = l->expected[(l->expected_first + i) % l->expected_cap];
+        for (size_t i = 0; i < l->expected_count; i++) ring[i] = l->expected[(l->expected_first + i) % l->expected_cap];
         free(l->expected);
         l->expected = ring;
         l->expected_cap = cap;
@@ -182,7 +181,8 @@ static void plan_next_attempt(struct redis_link *l, bool was_up)
     l->pause_ms = l->pause_ms == 0 ? FIRST_PAUSE_MS : l->pause_ms * 2;
     if (l->pause_ms > LONGEST_PAUSE_MS) l->pause_ms = LONGEST_PAUSE_MS;
     l->retry_at_ms = now_ms + l->pause_ms / 2 + random() % (l->pause_ms / 2 + 1);
-    if (l->pause_ms == FIRST_PAUSE_MS) log_warn("redis cannot be reached: server=%s reason=\"%s\"", l->name, l->down.text);
+    if (l->pause_ms == FIRST_PAUSE_MS)
+        log_warn("redis cannot be reached: server=%s reason=\"%s\"", l->name, l->down.text);
 }
 
 /* Nothing of a connection survives a failure: a late reply must never meet a later call. */
@@ -258,14 +258,16 @@ static void send_greeting(struct redis_link *l)
     greet(l, NULL, 3, (struct bytes[]){ BYTES_LITERAL("CLIENT"), BYTES_LITERAL("SETNAME"), bytes_of(o->client_name) });
     if (o->db != 0) greet(l, NULL, 2, (struct bytes[]){ BYTES_LITERAL("SELECT"), bytes_of(db) });
     for (size_t i = 0; i < o->script_count; i++)
-        greet(l, &o->scripts[i], 3, (struct bytes[]){ BYTES_LITERAL("SCRIPT"), BYTES_LITERAL("LOAD"), bytes_of(o->scripts[i].text) });
+        greet(l, &o->scripts[i], 3,
+              (struct bytes[]){ BYTES_LITERAL("SCRIPT"), BYTES_LITERAL("LOAD"), bytes_of(o->scripts[i].text) });
 }
 
 static void link_connect(struct redis_link *l)
 {
     const struct sockaddr *address = (struct sockaddr *)&l->addresses.at[l->address_at];
     l->state = LINK_CONNECTING;
-    l->watch = (struct watch){ .fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), .ready = link_ready };
+    l->watch = (struct watch){ .fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0),
+                               .ready = link_ready };
     l->reader = redisReaderCreate();
     int one = 1;
     if (address->sa_family != AF_UNIX) {
@@ -294,7 +296,8 @@ static void link_looked_up(struct redis_link *l)
         state = lookup_poll(&l->lookup, &l->addresses, &why);
         if (state == LOOKUP_FOUND) l->address_at = 0;
     }
-    if (l->addresses.count > 0) link_connect(l);
+    if (l->addresses.count > 0)
+        link_connect(l);
     else if (state == LOOKUP_FAILED) {
         struct err e;
         err_set_away(&e, "redis is away: its host is not known: %s (%s)", why, l->name);
@@ -330,7 +333,8 @@ static void link_is_up(struct redis_link *l)
     l->connection++;
     if (l->down_since_ms > 0)
         log_info("redis back: server=%s away_ms=%lld", l->name, (long long)(clock_mono_ms() - l->down_since_ms));
-    else log_debug("redis connected: server=%s", l->name);
+    else
+        log_debug("redis connected: server=%s", l->name);
     l->down_since_ms = 0;
     l->pause_ms = 0;
     waiters_wake(&l->waiters);
@@ -339,11 +343,15 @@ static void link_is_up(struct redis_link *l)
 static void got_greeting(struct redis_link *l, struct expected x, redisReply *reply)
 {
     struct err e = { .kind = ERR_NONE };
-    if (reply->type == REDIS_REPLY_ERROR) redis_error_set(redis_error_of(reply->str), reply->str, &e);
-    else if (x.script != NULL && reply->type == REDIS_REPLY_STRING && reply->len == 40) memcpy(x.script->sha, reply->str, 41);
+    if (reply->type == REDIS_REPLY_ERROR)
+        redis_error_set(redis_error_of(reply->str), reply->str, &e);
+    else if (x.script != NULL && reply->type == REDIS_REPLY_STRING && reply->len == 40)
+        memcpy(x.script->sha, reply->str, 41);
     freeReplyObject(reply);
-    if (e.kind != ERR_NONE) link_fail(l, &e);
-    else if (--l->greetings_left == 0) link_is_up(l);
+    if (e.kind != ERR_NONE)
+        link_fail(l, &e);
+    else if (--l->greetings_left == 0)
+        link_is_up(l);
 }
 
 static void link_write(struct redis_link *l)
@@ -372,10 +380,14 @@ static void link_write(struct redis_link *l)
 static void got_reply(struct redis_link *l, redisReply *reply)
 {
     struct expected x = next_expected(l);
-    if (x.kind == EXPECT_GREETING) got_greeting(l, x, reply);
-    else if (x.kind == EXPECT_WAIT) confirmed(l, reply);
-    else if (x.call != NULL) answered(l, x.call, reply);
-    else freeReplyObject(reply);
+    if (x.kind == EXPECT_GREETING)
+        got_greeting(l, x, reply);
+    else if (x.kind == EXPECT_WAIT)
+        confirmed(l, reply);
+    else if (x.call != NULL)
+        answered(l, x.call, reply);
+    else
+        freeReplyObject(reply);
 }
 
 static void link_read(struct redis_link *l)
@@ -461,9 +473,12 @@ static void wait_plainly(struct redis_link *l, int64_t until_ms)
 /* The state of the connection is about to change, or the time is over at `until_ms`. */
 static void wait_for_change(struct redis_link *l, int64_t until_ms)
 {
-    if (task_current() == NULL) wait_plainly(l, until_ms);
-    else if (l->state == LINK_LOOKUP) task_park(earlier(until_ms, clock_mono_ms() + LOOKUP_STEP_MS));
-    else waiters_wait(&l->waiters, until_ms);
+    if (task_current() == NULL)
+        wait_plainly(l, until_ms);
+    else if (l->state == LINK_LOOKUP)
+        task_park(earlier(until_ms, clock_mono_ms() + LOOKUP_STEP_MS));
+    else
+        waiters_wait(&l->waiters, until_ms);
     if (l->state == LINK_LOOKUP) link_looked_up(l);
 }
 
@@ -477,9 +492,12 @@ static bool wait_until_up(struct redis_link *l, int64_t deadline_ms, struct err 
             return false;
         }
         if (now_ms >= deadline_ms) return err_set(e, ERR_UNAVAILABLE, "the request's time is over");
-        if (l->state == LINK_DOWN) link_start(l);
-        else if (now_ms >= l->connect_by_ms) link_drop(l, l->state == LINK_GREETING ? "no answer to the greeting in time" : "no connection in time");
-        else wait_for_change(l, earlier(deadline_ms, l->connect_by_ms));
+        if (l->state == LINK_DOWN)
+            link_start(l);
+        else if (now_ms >= l->connect_by_ms)
+            link_drop(l, l->state == LINK_GREETING ? "no answer to the greeting in time" : "no connection in time");
+        else
+            wait_for_change(l, earlier(deadline_ms, l->connect_by_ms));
     }
     return true;
 }
@@ -525,8 +543,10 @@ static bool wait_until_done(struct redis_link *l, struct call *call, int64_t dea
             abandon(l, call);
             return err_set(e, ERR_UNAVAILABLE, "the request's time is over");
         }
-        if (call->task != NULL) task_park(earlier(deadline_ms, answer_by_ms));
-        else wait_plainly(l, earlier(deadline_ms, answer_by_ms));
+        if (call->task != NULL)
+            task_park(earlier(deadline_ms, answer_by_ms));
+        else
+            wait_plainly(l, earlier(deadline_ms, answer_by_ms));
     }
     return true;
 }
@@ -540,7 +560,8 @@ static redisReply *take_reply(struct redis_link *l, const struct call *call, enu
     if (!call->to_confirm || call->replicas >= l->o.wait_replicas) return call->reply;
     freeReplyObject(call->reply);
     *fate = REDIS_SILENT;
-    err_set(e, ERR_UNAVAILABLE, "redis: not confirmed by %d replicas, only by %lld (%s)", l->o.wait_replicas, call->replicas, l->name);
+    err_set(e, ERR_UNAVAILABLE, "redis: not confirmed by %d replicas, only by %lld (%s)", l->o.wait_replicas,
+            call->replicas, l->name);
     return NULL;
 }
 
@@ -589,8 +610,10 @@ struct redis_link *redis_link_open(const struct redis_address *address, const st
     l->watch.fd = -1;
     l->unsent = (struct buf)BUF_INIT(MOST_UNSENT_BYTES);
     bool v6 = strchr(address->host, ':') != NULL;
-    if (address->port == 0) snprintf(l->name, sizeof l->name, "%s", address->host);
-    else snprintf(l->name, sizeof l->name, v6 ? "[%s]:%d" : "%s:%d", address->host, address->port);
+    if (address->port == 0)
+        snprintf(l->name, sizeof l->name, "%s", address->host);
+    else
+        snprintf(l->name, sizeof l->name, v6 ? "[%s]:%d" : "%s:%d", address->host, address->port);
     l->address_is_literal = lookup_literal(address->host, address->port, &l->addresses);
     return l;
 }

@@ -7,11 +7,11 @@
 #include "task.h"
 #include "waiters.h"
 
-#define MOST_SENTINELS 32
-#define CHECK_EVERY_MS 100  /* for so long a primary that was replaced without knowing it may be written to */
+#define MOST_SENTINELS      32
+#define CHECK_EVERY_MS      100 /* for so long a primary that was replaced without knowing it may be written to */
 #define COLLEAGUES_EVERY_MS 10000
-#define PAUSE_MS 50         /* after all Sentinels were asked in vain */
-#define MOST_ANSWERS 10     /* one round of asking takes at most the time of so many answers */
+#define PAUSE_MS            50 /* after all Sentinels were asked in vain */
+#define MOST_ANSWERS        10 /* one round of asking takes at most the time of so many answers */
 
 struct redis_sentinel {
     struct redis_links sentinels, *servers;
@@ -28,7 +28,8 @@ struct redis_sentinel {
 
 /* --- asking --- */
 
-/* A connection that was idle for long may turn out to be closed, hence the second try. Error replies are errors here. */
+/* A connection that was idle for long may turn out to be closed, hence the second try. Error replies are errors here.
+ */
 static redisReply *ask_server(struct redis_link *link, size_t argc, const struct bytes *argv, int64_t deadline_ms,
                               struct err *e)
 {
@@ -54,21 +55,24 @@ static bool set_address(struct redis_address *a, const redisReply *host, const r
 static bool ask_for_primary(struct redis_sentinel *s, struct redis_link *sentinel, int64_t deadline_ms,
                             struct redis_address *primary, struct err *e)
 {
-    redisReply *reply = ask_server(sentinel, 3, (struct bytes[]){ BYTES_LITERAL("SENTINEL"), BYTES_LITERAL("GET-MASTER-ADDR-BY-NAME"), bytes_of(s->name) },
-                                   deadline_ms, e);
+    redisReply *reply = ask_server(
+        sentinel, 3,
+        (struct bytes[]){ BYTES_LITERAL("SENTINEL"), BYTES_LITERAL("GET-MASTER-ADDR-BY-NAME"), bytes_of(s->name) },
+        deadline_ms, e);
     if (reply == NULL) return false;
     bool ok = reply->type == REDIS_REPLY_ARRAY && reply->elements == 2 &&
               set_address(primary, reply->element[0], reply->element[1]);
     freeReplyObject(reply);
-    return ok || err_set(e, ERR_UNAVAILABLE, "redis: the Sentinel at %s knows no primary named %s", redis_link_name(sentinel), s->name);
+    return ok || err_set(e, ERR_UNAVAILABLE, "redis: the Sentinel at %s knows no primary named %s",
+                         redis_link_name(sentinel), s->name);
 }
 
 static bool ask_for_role(struct redis_link *server, int64_t deadline_ms, struct err *e)
 {
     redisReply *reply = ask_server(server, 1, (struct bytes[]){ BYTES_LITERAL("ROLE") }, deadline_ms, e);
     if (reply == NULL) return false;
-    bool ok = reply->type == REDIS_REPLY_ARRAY && reply->elements > 0 && reply->element[0]->type == REDIS_REPLY_STRING &&
-              strcmp(reply->element[0]->str, "master") == 0;
+    bool ok = reply->type == REDIS_REPLY_ARRAY && reply->elements > 0 &&
+              reply->element[0]->type == REDIS_REPLY_STRING && strcmp(reply->element[0]->str, "master") == 0;
     freeReplyObject(reply);
     return ok || err_set_away(e, "redis: %s is named as primary, but is none", redis_link_name(server));
 }
@@ -118,10 +122,12 @@ static void ask_for_colleagues(struct redis_sentinel *s, struct redis_link *sent
     int64_t now_ms = clock_mono_ms();
     if (now_ms < s->colleagues_at_ms) return;
     s->colleagues_at_ms = now_ms + COLLEAGUES_EVERY_MS;
-    redisReply *reply = ask_server(sentinel, 3, (struct bytes[]){ BYTES_LITERAL("SENTINEL"), BYTES_LITERAL("SENTINELS"), bytes_of(s->name) },
-                                   deadline_ms, &e);
+    redisReply *reply = ask_server(
+        sentinel, 3, (struct bytes[]){ BYTES_LITERAL("SENTINEL"), BYTES_LITERAL("SENTINELS"), bytes_of(s->name) },
+        deadline_ms, &e);
     if (reply == NULL) return;
-    for (size_t i = 0; reply->type == REDIS_REPLY_ARRAY && i < reply->elements; i++) learn_sentinel(s, reply->element[i]);
+    for (size_t i = 0; reply->type == REDIS_REPLY_ARRAY && i < reply->elements; i++)
+        learn_sentinel(s, reply->element[i]);
     freeReplyObject(reply);
 }
 
@@ -129,8 +135,10 @@ static void ask_for_colleagues(struct redis_sentinel *s, struct redis_link *sent
 
 static void take_primary(struct redis_sentinel *s, struct redis_link *server)
 {
-    if (s->primary == NULL) log_info("redis primary found: server=%s", redis_link_name(server));
-    else if (s->primary != server) log_warn("redis primary changed: from=%s to=%s", redis_link_name(s->primary), redis_link_name(server));
+    if (s->primary == NULL)
+        log_info("redis primary found: server=%s", redis_link_name(server));
+    else if (s->primary != server)
+        log_warn("redis primary changed: from=%s to=%s", redis_link_name(s->primary), redis_link_name(server));
     redis_links_retire_all(s->servers);
     s->primary = redis_links_to(s->servers, redis_link_address(server));
     s->connection = redis_link_connection(s->primary);
@@ -171,8 +179,10 @@ static void ask_beside(struct redis_sentinel *s)
 {
     if (s->asking) return;
     s->asking = true;
-    if (task_current() != NULL) task_start(ask, s);
-    else ask(s);
+    if (task_current() != NULL)
+        task_start(ask, s);
+    else
+        ask(s);
 }
 
 struct redis_link *redis_sentinel_primary(struct redis_sentinel *s, int64_t deadline_ms, struct err *e)
@@ -209,7 +219,8 @@ struct redis_sentinel *redis_sentinel_open(const struct redis_url *url, const ch
 {
     struct redis_sentinel *s = mem_alloc(sizeof *s);
     s->servers = servers;
-    s->sentinels.options = (struct redis_link_options){ .user = "", .password = password,
+    s->sentinels.options = (struct redis_link_options){ .user = "",
+                                                        .password = password,
                                                         .client_name = servers->options.client_name,
                                                         .timeout_ms = servers->options.timeout_ms,
                                                         .pollset = servers->options.pollset };

@@ -51,8 +51,10 @@ static bool set_address(const char *host, size_t len, long long port, const stru
 {
     bool unknown = len == 0 || (len == 1 && host[0] == '?');
     if (port < 1 || port > 65535 || len >= sizeof to->host) return false;
-    if (unknown) memcpy(to->host, asked->host, sizeof to->host);
-    else snprintf(to->host, sizeof to->host, "%.*s", (int)len, host);
+    if (unknown)
+        memcpy(to->host, asked->host, sizeof to->host);
+    else
+        snprintf(to->host, sizeof to->host, "%.*s", (int)len, host);
     to->port = (int)port;
     return true;
 }

@@ -56,8 +56,8 @@ static const char *read_credentials(const char **rest, size_t authority_len, str
     if (colon == NULL) return wrong;
     struct bytes user = { *rest, (size_t)(colon - *rest) }, password = { colon + 1, (size_t)(at - colon - 1) };
     *rest = at + 1;
-    bool ok = copy_decoded(user, url->user, sizeof url->user) &&
-              copy_decoded(password, url->password, sizeof url->password);
+    bool ok =
+        copy_decoded(user, url->user, sizeof url->user) && copy_decoded(password, url->password, sizeof url->password);
     return ok ? NULL : wrong;
 }
 
@@ -170,8 +170,9 @@ bool redis_url_parse(const char *text, struct redis_url *url, struct err *e)
         const char *wrong = s->read(text + strlen(s->text), url);
         return wrong == NULL || err_set(e, ERR_INPUT, "REDIS_URL: %s; the form is %s", wrong, s->form);
     }
-    return err_set(e, ERR_INPUT, "REDIS_URL: the scheme is not known; there are redis://, redis+unix://, "
-                                 "redis-sentinel:// and redis-cluster://");
+    return err_set(e, ERR_INPUT,
+                   "REDIS_URL: the scheme is not known; there are redis://, redis+unix://, "
+                   "redis-sentinel:// and redis-cluster://");
 }
 
 bool redis_address_equal(const struct redis_address *a, const struct redis_address *b)

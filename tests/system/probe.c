@@ -18,7 +18,8 @@ static bool count(struct err *e)
     char *no_arguments[] = { "probe", NULL };
     struct config *cfg = config_load(1, no_arguments, environ, &call, &warnings, e);
     if (cfg == NULL) return false;
-    struct redis_options o = { .client_name = "probe", .timeout_ms = cfg->redis_timeout_ms,
+    struct redis_options o = { .client_name = "probe",
+                               .timeout_ms = cfg->redis_timeout_ms,
                                .sentinel_password = cfg->redis_sentinel_password };
     struct store_redis *sr = NULL;
     int64_t sessions;
@@ -37,7 +38,8 @@ int main(int argc, char **argv)
     bool ok = argc > 1;
     if (ok && strcmp(argv[1], "slot") == 0)
         for (int i = 2; i < argc; i++) printf("%u\n", redis_slot_of(bytes_of(argv[i])));
-    else ok = ok && strcmp(argv[1], "count") == 0 && count(&e);
+    else
+        ok = ok && strcmp(argv[1], "count") == 0 && count(&e);
     if (!ok) fprintf(stderr, "%s\n", e.text);
     return ok ? 0 : 1;
 }

@@ -186,8 +186,8 @@ static void a_command_larger_than_the_socket_buffer_is_carried(void)
     const size_t bytes = 12 << 20;
     char *big = mem_alloc(bytes);
     for (size_t i = 0; i < bytes; i++) big[i] = (char)(i * 31 + i / 997);
-    redisReply *reply =
-        redis_call(redis, REDIS_NO_KEY, 2, (struct bytes[]){ BYTES_LITERAL("ECHO"), { big, bytes } }, in_ms(20000), NULL, &err);
+    redisReply *reply = redis_call(redis, REDIS_NO_KEY, 2, (struct bytes[]){ BYTES_LITERAL("ECHO"), { big, bytes } },
+                                   in_ms(20000), NULL, &err);
     if (reply == NULL) print_error("%s\n", err.text);
     assert_non_null(reply);
     assert_int_equal(reply->len, bytes);
@@ -201,8 +201,8 @@ static void more_than_may_wait_is_refused_and_the_next_one_served(void)
 {
     const size_t bytes = (64 << 20) + 1;
     char *big = mem_alloc(bytes);
-    assert_null(
-        redis_call(redis, REDIS_NO_KEY, 2, (struct bytes[]){ BYTES_LITERAL("ECHO"), { big, bytes } }, in_ms(5000), NULL, &err));
+    assert_null(redis_call(redis, REDIS_NO_KEY, 2, (struct bytes[]){ BYTES_LITERAL("ECHO"), { big, bytes } },
+                           in_ms(5000), NULL, &err));
     assert_int_equal(err.kind, ERR_UNAVAILABLE);
     free(big);
     must_answer("ECHO after", REDIS_REPLY_STRING, "after");
@@ -213,6 +213,7 @@ static void error_replies_are_failures_of_their_kind(void)
     must_answer("RPUSH list a", REDIS_REPLY_INTEGER, NULL);
     must_fail("GET list", ERR_CORRUPT, "redis: WRONGTYPE ");
     must_fail("NOSUCHCOMMAND", ERR_UNAVAILABLE, "redis: ERR unknown command");
+    assert_false(err.away);
     assert_int_equal(redis_server_ask(&server, "CONFIG SET maxmemory 1"), -1);
     must_fail("SET a b", ERR_UNAVAILABLE, "redis: OOM ");
     assert_int_equal(redis_server_ask(&server, "CONFIG SET maxmemory 0"), -1);
@@ -318,6 +319,7 @@ static void the_password_must_be_right(void)
     assert_int_equal(redis_server_ask(&server, "ACL SETUSER someone on >word ~* +@all"), -1);
     reopen_redis(&o);
     must_fail("DEL key", ERR_UNAVAILABLE, "redis: NOAUTH");
+    assert_false(err.away);
     snprintf(o.url.password, sizeof o.url.password, "wrong");
     reopen_redis(&o);
     must_fail("DEL key", ERR_UNAVAILABLE, "redis: WRONGPASS");
@@ -396,6 +398,7 @@ static void a_stopped_server_costs_one_timeout_and_is_found_again(void)
     kill(server.pid, SIGSTOP);
     int64_t began_ms = clock_mono_ms();
     must_fail("PING", ERR_UNAVAILABLE, "redis did not answer within 100 ms");
+    assert_true(err.away);
     assert_in_range(clock_mono_ms() - began_ms, 100, 300);
     must_fail("PING", ERR_UNAVAILABLE, "redis is away: no answer to the greeting in time");
     must_fail("PING", ERR_UNAVAILABLE, "redis is away: ");
@@ -533,8 +536,11 @@ static void all_tasks_learn_within_their_time_that_the_server_is_stopped(void **
 /* Answers like Redis, but for these:
  *   HOLD x       the answer x comes late: with that to the next command on the same connection
  *   CONNECTIONS  how many there were
+ *   AGAIN n      TRYAGAIN until it was asked n times
+ *   WAIT n ms    n replicas have it, or FAKE_REPLICAS; how often it was asked: WAITS
  *   CLOSE, GARBAGE, HALF, EXTRA    instead of an answer; EXTRA sends one more than was asked for */
 #define FAKE_CONNECTIONS 64
+#define FAKE_REPLICAS    2
 
 struct fake_peer {
     int fd;
@@ -545,6 +551,7 @@ struct fake_peer {
 static void fake_answer(struct fake_peer *p, int connections, const redisReply *command)
 {
     const char *name = command->element[0]->str, *word = command->elements > 1 ? command->element[1]->str : "";
+    static int again, waits;
     struct buf out = BUF_INIT(4096);
     if (strcmp(name, "HOLD") == 0) {
         snprintf(p->held, sizeof p->held, "%s", word);
@@ -558,6 +565,12 @@ static void fake_answer(struct fake_peer *p, int connections, const redisReply *
         buf_puts(&out, "$40\r\n0123456789012345678901234567890123456789\r\n");
     else if (strcmp(name, "CONNECTIONS") == 0)
         buf_printf(&out, ":%d\r\n", connections);
+    else if (strcmp(name, "AGAIN") == 0)
+        buf_puts(&out, ++again < atoi(word) ? "-TRYAGAIN some keys have moved\r\n" : "+OK\r\n");
+    else if (strcmp(name, "WAIT") == 0 && ++waits > 0)
+        buf_printf(&out, ":%d\r\n", atoi(word) < FAKE_REPLICAS ? atoi(word) : FAKE_REPLICAS);
+    else if (strcmp(name, "WAITS") == 0)
+        buf_printf(&out, ":%d\r\n", waits);
     else if (strcmp(name, "GARBAGE") == 0)
         buf_puts(&out, "?what\r\n");
     else if (strcmp(name, "HALF") == 0)
@@ -678,6 +691,75 @@ static void what_is_no_reply_ends_the_connection(void)
     must_answer("ECHO own", REDIS_REPLY_STRING, "own");
     end_fake_server();
     must_fail("ECHO own", ERR_UNAVAILABLE, "redis is away: Connection refused");
+    assert_true(err.away);
+}
+
+static void what_is_to_be_tried_again_is_tried_again_for_a_while(void)
+{
+    use_fake_server(1000);
+    int64_t began_ms = clock_mono_ms();
+    must_answer("AGAIN 5", REDIS_REPLY_STATUS, "OK");
+    assert_in_range(clock_mono_ms() - began_ms, 40, 1000);
+    assert_false(repeated); /* none of them was executed */
+    must_fail("AGAIN 1000", ERR_UNAVAILABLE, "redis: TRYAGAIN");
+    assert_false(err.away);
+    end_fake_server();
+}
+
+static void a_write_counts_when_enough_replicas_have_it(void)
+{
+    use_fake_server(1000);
+    for (int replicas = 0; replicas <= FAKE_REPLICAS + 1; replicas++) {
+        struct redis_options o = options;
+        o.wait_replicas = replicas;
+        reopen_redis(&o);
+        if (replicas <= FAKE_REPLICAS)
+            must_answer("ECHO own", REDIS_REPLY_STRING, "own");
+        else
+            must_fail("ECHO own", ERR_UNAVAILABLE, "redis: not confirmed by 3 replicas, only by 2");
+        struct bytes waits[] = { BYTES_LITERAL("WAITS") };
+        redisReply *reply = redis_call(redis, REDIS_NO_KEY, 1, waits, in_ms(5000), NULL, &err); /* only reads */
+        assert_int_equal(reply->integer, replicas);
+        freeReplyObject(reply);
+    }
+    end_fake_server();
+}
+
+static void write_once(void *arg)
+{
+    int *written = arg;
+    struct bytes argv[] = { BYTES_LITERAL("ECHO"), BYTES_LITERAL("x") };
+    struct err e;
+    bool again;
+    redisReply *reply = redis_call(redis, REDIS_NO_KEY, 2, argv, in_ms(5000), &again, &e);
+    *written += reply != NULL;
+    freeReplyObject(reply);
+}
+
+static void read_waits(void *arg)
+{
+    *(int *)arg = (int)number("WAITS");
+}
+
+static void the_writes_of_a_round_share_one_wait(void **state)
+{
+    (void)state;
+    int written = 0, read = 0;
+    use_fake_server(1000);
+    struct redis_options o = options;
+    o.wait_replicas = 1;
+    reopen_redis(&o);
+    task_start(write_once, &written); /* connects */
+    run_rounds();
+    for (int i = 0; i < MANY; i++) task_start(write_once, &written);
+    run_rounds();
+    assert_int_equal(written, 1 + MANY);
+    options.wait_replicas = 0;
+    reopen_redis(&options);
+    task_start(read_waits, &read);
+    run_rounds();
+    assert_int_equal(read, 2);
+    end_fake_server();
 }
 
 /* It may be known later: a name server may start after us. */
@@ -733,7 +815,10 @@ int main(void)
         BOTH(a_late_reply_never_meets_a_later_call),
         BOTH(a_deadline_before_the_timeout_gives_the_reply_up_and_keeps_the_connection),
         BOTH(what_is_no_reply_ends_the_connection),
+        BOTH(what_is_to_be_tried_again_is_tried_again_for_a_while),
+        BOTH(a_write_counts_when_enough_replicas_have_it),
         BOTH(a_host_that_nobody_knows_is_away),
+        cmocka_unit_test_setup_teardown(the_writes_of_a_round_share_one_wait, begin_rounds, end_rounds),
         cmocka_unit_test_setup_teardown(each_task_gets_its_own_reply, begin_rounds, end_rounds),
         cmocka_unit_test_setup_teardown(each_task_gets_its_own_reply_while_connections_are_killed, begin_rounds,
                                         end_rounds),

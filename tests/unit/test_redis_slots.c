@@ -25,9 +25,18 @@ static void a_slot_is_that_of_the_key_or_of_its_hash_tag(void **state)
         const char *key;
         uint16_t slot; /* as CLUSTER KEYSLOT of Redis 7.0 says */
     } keys[] = {
-        { "", 0 },           { "123456789", 12739 }, { "foo", 12182 },        { "{foo}.bar", 12182 }, { "x{foo}{bar}", 12182 },
-        { "{}foo", 9500 },  { "{", 4092 },          { "foo{", 7673 },        { "}{foo", 3840 },     { "{{foo}}", 13308 },
-        { "hyperpage:session:a", 6583 }, { "hyperpage:gone:{hyperpage:session:a}", 6583 },
+        { "", 0 },
+        { "123456789", 12739 },
+        { "foo", 12182 },
+        { "{foo}.bar", 12182 },
+        { "x{foo}{bar}", 12182 },
+        { "{}foo", 9500 },
+        { "{", 4092 },
+        { "foo{", 7673 },
+        { "}{foo", 3840 },
+        { "{{foo}}", 13308 },
+        { "hyperpage:session:a", 6583 },
+        { "hyperpage:gone:{hyperpage:session:a}", 6583 },
     };
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
         assert_int_equal(redis_slot_of(bytes_of(keys[i].key)), keys[i].slot);
@@ -39,11 +48,12 @@ static void a_map_says_who_has_each_slot(void **state)
     (void)state;
     struct redis_slots *map = mem_alloc(sizeof *map);
     struct err e;
-    redisReply *reply = reply_of("*4\r\n"
-                                 "*4\r\n:0\r\n:99\r\n*3\r\n$8\r\n10.0.0.1\r\n:7001\r\n$2\r\nid\r\n*3\r\n$8\r\n10.0.0.5\r\n:7005\r\n$2\r\nid\r\n"
-                                 "*3\r\n:100\r\n:199\r\n*4\r\n$-1\r\n:7002\r\n$2\r\nid\r\n*0\r\n"
-                                 "*3\r\n:300\r\n:300\r\n*2\r\n$0\r\n\r\n:7003\r\n"
-                                 "*3\r\n:16383\r\n:16383\r\n*2\r\n$8\r\n10.0.0.1\r\n:7001\r\n");
+    redisReply *reply = reply_of(
+        "*4\r\n"
+        "*4\r\n:0\r\n:99\r\n*3\r\n$8\r\n10.0.0.1\r\n:7001\r\n$2\r\nid\r\n*3\r\n$8\r\n10.0.0.5\r\n:7005\r\n$2\r\nid\r\n"
+        "*3\r\n:100\r\n:199\r\n*4\r\n$-1\r\n:7002\r\n$2\r\nid\r\n*0\r\n"
+        "*3\r\n:300\r\n:300\r\n*2\r\n$0\r\n\r\n:7003\r\n"
+        "*3\r\n:16383\r\n:16383\r\n*2\r\n$8\r\n10.0.0.1\r\n:7001\r\n");
     assert_true(redis_slots_read(reply, &asked, map, &e));
     assert_int_equal(map->count, 3);
     assert_string_equal(map->primaries[map->owner[0]].host, "10.0.0.1");
@@ -98,11 +108,18 @@ static void a_redirection_names_a_server(void **state)
         const char *text, *host;
         int port;
     } good[] = {
-        { "MOVED 3999 127.0.0.1:6381", "127.0.0.1", 6381 },     { "ASK 3999 node-3.example.org:1", "node-3.example.org", 1 },
-        { "MOVED 3999 2001:db8::1:6381", "2001:db8::1", 6381 }, { "MOVED 3999 :6381", "10.0.0.9", 6381 },
+        { "MOVED 3999 127.0.0.1:6381", "127.0.0.1", 6381 },
+        { "ASK 3999 node-3.example.org:1", "node-3.example.org", 1 },
+        { "MOVED 3999 2001:db8::1:6381", "2001:db8::1", 6381 },
+        { "MOVED 3999 :6381", "10.0.0.9", 6381 },
         { "MOVED 3999 ?:6381", "10.0.0.9", 6381 },
     };
-    static const char *const bad[] = { "MOVED", "MOVED 3999", "MOVED 3999 host", "MOVED 3999 host:", "MOVED 3999 host:0", "MOVED 3999 host:65536",
+    static const char *const bad[] = { "MOVED",
+                                       "MOVED 3999",
+                                       "MOVED 3999 host",
+                                       "MOVED 3999 host:",
+                                       "MOVED 3999 host:0",
+                                       "MOVED 3999 host:65536",
                                        "MOVED 3999 host:x" };
     struct redis_address to;
     for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {

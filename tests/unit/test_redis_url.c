@@ -27,19 +27,12 @@ static const struct {
     { "redis+unix://me:secret@/run/redis.sock", { SERVER("/run/redis.sock", 0), .user = "me", .password = "secret" } },
     { "redis-sentinel://a/main", { REDIS_SENTINEL, SERVER("a", 26379), .primary = "main" } },
     { "redis-sentinel://me:a,b@[::1]:1,b,10.0.0.1:65535/m%41in/7",
-      { REDIS_SENTINEL,
-        .servers = { { "::1", 1 }, { "b", 26379 }, { "10.0.0.1", 65535 } },
-        .server_count = 3,
-        .primary = "mAin",
-        .user = "me",
-        .password = "a,b",
-        .db = 7 } },
+      { REDIS_SENTINEL, .servers = { { "::1", 1 }, { "b", 26379 }, { "10.0.0.1", 65535 } }, .server_count = 3,
+        .primary = "mAin", .user = "me", .password = "a,b", .db = 7 } },
     { "redis-cluster://a", { REDIS_CLUSTER, SERVER("a", 6379) } },
     { "redis-cluster://a/0", { REDIS_CLUSTER, SERVER("a", 6379) } },
     { "redis-cluster://:secret@a:1,[2001:db8::1],c:3/",
-      { REDIS_CLUSTER,
-        .servers = { { "a", 1 }, { "2001:db8::1", 6379 }, { "c", 3 } },
-        .server_count = 3,
+      { REDIS_CLUSTER, .servers = { { "a", 1 }, { "2001:db8::1", 6379 }, { "c", 3 } }, .server_count = 3,
         .password = "secret" } },
 };
 
@@ -65,19 +58,19 @@ static void what_a_url_names_is_understood(void **state)
     }
 }
 
-#define FORM "; the form is "
-#define TCP FORM "redis://[user:password@]host[:port][/db]"
-#define UNIX FORM "redis+unix://[user:password@]/path[?db=N]"
-#define SENTINELS FORM "redis-sentinel://[user:password@]host[:port],.../PRIMARY[/db]"
-#define CLUSTER FORM "redis-cluster://[user:password@]host[:port],..."
-#define SCHEME "the scheme is not known; there are redis://, redis+unix://, redis-sentinel:// and redis-cluster://"
+#define FORM        "; the form is "
+#define TCP         FORM "redis://[user:password@]host[:port][/db]"
+#define UNIX        FORM "redis+unix://[user:password@]/path[?db=N]"
+#define SENTINELS   FORM "redis-sentinel://[user:password@]host[:port],.../PRIMARY[/db]"
+#define CLUSTER     FORM "redis-cluster://[user:password@]host[:port],..."
+#define SCHEME      "the scheme is not known; there are redis://, redis+unix://, redis-sentinel:// and redis-cluster://"
 #define CREDENTIALS "user:password@ is not right"
-#define HOST "the host is missing"
-#define PORT "the port is not 1 to 65535"
-#define DATABASE "the database is not a number"
-#define BEHIND "nothing may follow the database"
-#define SOCKET "the socket's path must be absolute, under 108 bytes"
-#define PRIMARY "the primary's name is missing"
+#define HOST        "the host is missing"
+#define PORT        "the port is not 1 to 65535"
+#define DATABASE    "the database is not a number"
+#define BEHIND      "nothing may follow the database"
+#define SOCKET      "the socket's path must be absolute, under 108 bytes"
+#define PRIMARY     "the primary's name is missing"
 
 static const struct {
     const char *text, *why;
@@ -152,7 +145,7 @@ static void what_does_not_fit_is_refused(void **state)
 {
     (void)state;
     static const char *const shapes[] = { "redis://%s", "redis://:%s@host", "redis://%s:p@host", "redis+unix:///%s",
-                                         "redis-sentinel://host/%s" };
+                                          "redis-sentinel://host/%s" };
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         char many[301], text[400];
         struct redis_url url;
