@@ -4,8 +4,8 @@
 #   conf/run.sh          both, until Ctrl-C; ends with a code that is not 0 when one of them ends by itself
 #   conf/run.sh front    the web server alone, before a pool that runs already
 #
-# The environment gives PORT (8080), FRONT (lighttpd or nginx), BUILD (where the programs are), RUN_DIR (./var/run),
-# STATE_DIR (./var/state) and every option of the programs (conf/reference.md).
+# The environment gives PORT (8080), BIND (127.0.0.1; 0.0.0.0 lets others in), FRONT (lighttpd or nginx), BUILD (where
+# the programs are), RUN_DIR (./var/run), STATE_DIR (./var/state) and every option of the programs (conf/reference.md).
 set -u
 
 fail() {
@@ -15,10 +15,10 @@ fail() {
 
 repo=$(cd "$(dirname "$0")/.." && pwd)
 PATH=$PATH:/usr/sbin # where Debian keeps web servers, and users do not look
-export PORT=${PORT:-8080} FRONT=${FRONT:-lighttpd} BUILD=${BUILD:-$repo/build}
+export PORT=${PORT:-8080} BIND=${BIND:-127.0.0.1} FRONT=${FRONT:-lighttpd} BUILD=${BUILD:-$repo/build}
 RUN_DIR=$(realpath -m -- "${RUN_DIR:-var/run}")
 STATE_DIR=$(realpath -m -- "${STATE_DIR:-var/state}")
-export RUN_DIR STATE_DIR LISTEN=${LISTEN:-unix:$RUN_DIR/fcgi.sock}
+export RUN_DIR STATE_DIR LOG_DIR=${LOG_DIR:-$RUN_DIR} LISTEN=${LISTEN:-unix:$RUN_DIR/fcgi.sock}
 case $LISTEN in /*) LISTEN=unix:$LISTEN ;; esac
 
 [[ $PORT =~ ^[1-9][0-9]{0,4}$ && $PORT -le 65535 ]] || fail "PORT=$PORT is not a port: 1 to 65535"
@@ -32,10 +32,11 @@ nginx_conf() {
     local conf
     conf=$(< "$repo/conf/nginx.conf")
     conf=${conf//'/run/hyperpage'/"$RUN_DIR"}
+    conf=${conf//'/var/log/nginx'/"$LOG_DIR"}
     conf=${conf//"unix:$RUN_DIR/fcgi.sock"/"$LISTEN"}
-    conf=${conf/'listen 8080;'/"listen $PORT;"}
-    # nginx would go from root to "nobody", who may not connect to the socket of a pool that root has started.
-    ((EUID != 0)) || conf=${conf/'#user www-data;'/'user root;'}
+    conf=${conf/'listen 8080;'/"listen $BIND:$PORT;"}
+    # The pool runs as whoever started it, and lets nobody else connect.
+    if ((EUID == 0)); then conf=${conf/'user www-data;'/'user root;'}; else conf=${conf/'user www-data;'/}; fi
     printf '%s\n' "$conf"
 }
 
@@ -61,8 +62,17 @@ listening() { # unix:PATH | HOST:PORT
     esac
 }
 
-listening "127.0.0.1:$PORT" && fail "port $PORT is in use; another one: make run PORT=..."
+# The master that serves at RUN_DIR, if one does: also one that took over from the one we started (USR2).
+master() {
+    local pid
+    pid=$(cat "$RUN_DIR/pool.pid" 2> /dev/null) && kill -0 "$pid" 2> /dev/null && echo "$pid"
+}
+
+here=$BIND
+[[ $BIND == 0.0.0.0 ]] && here=127.0.0.1
+listening "$here:$PORT" && fail "port $PORT is in use; another one: make run PORT=..."
 [[ ${1:-} == front ]] && exec "${front[@]}"
+other=$(master) && fail "a pool serves at RUN_DIR=$RUN_DIR already: its master is process $other"
 
 declare -A name # of each child, by process id
 
@@ -73,18 +83,19 @@ start() { # NAME COMMAND...
     name[$!]=$1
 }
 
-# Waits for the last child to listen, 10 s at most. False if it has died: then the wait at the end says so.
-await() { # ADDRESS
+# Waits until the last child serves, 10 s at most. False if it has died: then the wait at the end says so.
+await() { # COMMAND that is true once it does
     local i pid=$!
     for ((i = 0; i < 200; i++)); do
-        listening "$1" && return
+        "$@" && return
         kill -0 "$pid" 2> /dev/null || return 1
         sleep 0.05
     done
-    echo "run: ${name[$pid]} does not listen at $1 after 10 s" >&2
+    echo "run: ${name[$pid]} does not serve after 10 s" >&2
     stop
     exit 1
 }
+pool_serves() { [[ $(master) == "$!" ]]; }
 
 # The last one started leaves first: the web server hands on what it has before the pool goes.
 stop() {
@@ -94,17 +105,23 @@ stop() {
         kill -TERM "$pid"
         wait "$pid"
     done
+    while pid=$(master) && [[ -n ${serves:-} ]]; do # one that took over is no child of ours: no wait for it
+        kill -TERM "$pid"
+        sleep 0.05
+    done
 }
 trap 'stop; exit 0' INT TERM HUP
 
 start pool "$BUILD/hyperpage-fcgi" &&
-    await "$LISTEN" &&
+    await pool_serves && serves=yes &&
     start "$FRONT" "${front[@]}" &&
-    await "127.0.0.1:$PORT" &&
+    await listening "$here:$PORT" &&
     echo "curl -i http://localhost:$PORT/api/sessions"
 
 wait -n -p pid
 code=$?
+# A new binary has taken over (USR2): go on until it, too, has ended.
+while [[ ${name[$pid]} == pool && $code == 0 ]] && kill -0 $! 2> /dev/null && master > /dev/null; do sleep 0.2; done
 echo "run: ${name[$pid]} ended with code $code" >&2
 stop
 exit $((code == 0 ? 1 : code))

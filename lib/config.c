@@ -249,6 +249,7 @@ static bool read_arguments(struct loaded *l, int argc, char *const argv[], struc
 {
     for (int i = 1; i < argc; i++) {
         const char *name = argv[i];
+        if (strcmp(name, "-h") == 0) continue;
         if (strncmp(name, "--", 2) != 0) return err_set(e, ERR_INPUT, "%s: no such argument (see --help)", name);
         name += 2;
         size_t len = strcspn(name, "=");
@@ -256,10 +257,10 @@ static bool read_arguments(struct loaded *l, int argc, char *const argv[], struc
                     strcmp(name, "version") == 0 || strcmp(name, "reference") == 0;
         if (flag && name[len] == '\0') continue;
         const char *value = name[len] == '=' ? name + len + 1 : argv[++i];
-        if (value == NULL) return err_set(e, ERR_INPUT, "--%s: a value is missing", name);
-        if (len == 6 && strncmp(name, "config", 6) == 0) continue;
-        bool known;
-        if (!set_named(l, name, len, value, &known, e)) return false;
+        bool is_config = len == 6 && strncmp(name, "config", 6) == 0, known = is_config;
+        if (value == NULL && (is_config || option_find(name, len) != NULL))
+            return err_set(e, ERR_INPUT, "--%s: a value is missing", name);
+        if (value != NULL && !is_config && !set_named(l, name, len, value, &known, e)) return false;
         if (!known) return err_set(e, ERR_INPUT, "--%.*s: no such option (see --help)", (int)len, name);
     }
     return true;
@@ -270,7 +271,7 @@ static void read_call(int argc, char *const argv[], struct config_call *call)
 {
     *call = (struct config_call){ 0 };
     for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--help") == 0) call->help = true;
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) call->help = true;
         else if (strcmp(argv[i], "--version") == 0) call->version = true;
         else if (strcmp(argv[i], "--check") == 0) call->check = true;
         else if (strcmp(argv[i], "--reference") == 0) call->reference = true;

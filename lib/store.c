@@ -75,7 +75,8 @@ bool store_delete(struct store *st, const char *id, int64_t deadline_ms, struct 
 
 bool store_ready(struct store *st, int64_t deadline_ms, struct err *e)
 {
-    return st->embedded != NULL || store_redis_ping(st->place, deadline_ms, e);
+    return st->embedded != NULL ? store_embedded_ready(st->embedded, deadline_ms, e)
+                                : store_redis_ready(st->place, deadline_ms, e);
 }
 
 void store_flush(struct store *st)

@@ -3,6 +3,7 @@
 #include "clock.h"
 #include "log.h"
 #include "mem.h"
+#include "metrics.h"
 #include "task.h"
 #include "turns.h"
 
@@ -59,7 +60,7 @@ static const char *const migrations[] = {
 enum sql {
     SQL_BEGIN_READ, SQL_BEGIN_WRITE, SQL_COMMIT, SQL_ROLLBACK,
     SQL_FIND, SQL_INSERT, SQL_UPDATE, SQL_TOUCH, SQL_DELETE, SQL_PURGE, SQL_ANY_EXPIRED,
-    SQL_COUNT_LIVE, SQL_COUNT_ROWS, SQL_TOTAL, SQL_TOTAL_SET, SQL_TOTAL_ADD, SQL_TOTAL_FORGET,
+    SQL_COUNT_LIVE, SQL_COUNT_ROWS, SQL_TOTAL, SQL_TOTAL_SET, SQL_TOTAL_ADD, SQL_TOTAL_FORGET, SQL_TOTAL_SAME,
     SQL_STATEMENTS
 };
 static const char *const sql_text[SQL_STATEMENTS] = {
@@ -83,6 +84,7 @@ static const char *const sql_text[SQL_STATEMENTS] = {
     [SQL_TOTAL_SET]    = "UPDATE totals SET rows = ?1",
     [SQL_TOTAL_ADD]    = "UPDATE totals SET rows = rows + ?1",
     [SQL_TOTAL_FORGET] = "UPDATE totals SET rows = NULL WHERE rows IS NOT NULL",
+    [SQL_TOTAL_SAME]   = "UPDATE totals SET rows = rows",
 };
 /* clang-format on */
 
@@ -315,6 +317,7 @@ static bool end_write(struct store_embedded *se, struct err *e)
         ok = run(se, keep, e);
     }
     ok = ok && run(se, SQL_COMMIT, e);
+    if (ok) metrics_add(METRIC_embedded_commits_total, 1);
     if (!sqlite3_get_autocommit(se->db)) run(se, SQL_ROLLBACK, NULL);
     turns_leave(se->turns);
     return ok;
@@ -561,6 +564,15 @@ static bool checkpoint(struct store_embedded *se, struct err *e)
         turns_leave(se->turns);
     }
     return rc == SQLITE_OK || (rc & 0xff) == SQLITE_BUSY || failed(se, "checkpoint", e); /* busy: another time */
+}
+
+bool store_embedded_ready(struct store_embedded *se, int64_t deadline_ms, struct err *e)
+{
+    bool busy;
+    int64_t until_ms = clock_mono_ms() + ROUND_WAIT_MS;
+    if (!begin_write(se, deadline_ms < until_ms ? deadline_ms : until_ms, &busy, e)) return false;
+    bool ok = run(se, SQL_TOTAL_SAME, e);
+    return end_write(se, e) && ok;
 }
 
 bool store_embedded_housekeep(struct store_embedded *se, int most, int64_t *purged, bool *more, struct err *e)

@@ -26,6 +26,9 @@ struct store_embedded_options {
 struct store_embedded *store_embedded_open(const struct store_embedded_options *o, struct err *e);
 void store_embedded_close(struct store_embedded *se);
 
+/* Can it be written now? Commits a transaction that changes nothing. */
+bool store_embedded_ready(struct store_embedded *se, int64_t deadline_ms, struct err *e);
+
 /* One step of housekeeping: deletes at most `most` expired sessions in one short transaction, and checkpoints the WAL
  * when it has grown. *more says whether expired ones are left. For whoever keeps house on this node, every 100 ms or so
  * (an idle store costs a few microseconds): never a worker that serves, unless nobody else is there. False with

@@ -402,7 +402,19 @@ struct store_redis *store_redis_open(const struct redis_options *connection)
     return sr;
 }
 
-bool store_redis_ping(struct store_redis *sr, int64_t deadline_ms, struct err *e)
+/* A read-only replica and a Redis out of memory answer PING. They refuse a SET, also of a key that only has to be there
+ * already (XX) and never is. */
+static bool takes_writes(struct store_redis *sr, int64_t deadline_ms, struct err *e)
+{
+    struct bytes key = BYTES_LITERAL("hyperpage:ready");
+    struct bytes set[] = { BYTES_LITERAL("SET"), key, BYTES_LITERAL("1"), BYTES_LITERAL("XX") };
+    redisReply *reply = redis_call(sr->redis, key, 4, set, deadline_ms, NULL, e);
+    bool ok = reply != NULL;
+    if (ok) freeReplyObject(reply);
+    return ok;
+}
+
+bool store_redis_ready(struct store_redis *sr, int64_t deadline_ms, struct err *e)
 {
     struct redis_address *servers = NULL;
     size_t n = redis_primaries(sr->redis, &servers, deadline_ms, e);
@@ -413,7 +425,7 @@ bool store_redis_ping(struct store_redis *sr, int64_t deadline_ms, struct err *e
         if (ok) freeReplyObject(reply);
     }
     free(servers);
-    return ok;
+    return ok && takes_writes(sr, deadline_ms, e);
 }
 
 const struct store_ops store_redis_ops = {

@@ -13,7 +13,7 @@ extern const struct store_ops store_redis_ops;
 /* Open it after fork. The scripts of `connection` are set here. */
 struct store_redis *store_redis_open(const struct redis_options *connection);
 
-/* Do all servers that hold sessions answer? */
-bool store_redis_ping(struct store_redis *sr, int64_t deadline_ms, struct err *e);
+/* Do all servers that hold sessions answer, and is a write taken? Nothing is written. */
+bool store_redis_ready(struct store_redis *sr, int64_t deadline_ms, struct err *e);
 
 #endif

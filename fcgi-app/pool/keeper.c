@@ -80,9 +80,13 @@ void keeper_report_leftovers(const struct config *cfg)
 static void keep_house(struct keeper *k, struct store *st)
 {
     struct err e;
+    int64_t quiet_until_ms = 0; /* a full disk fails four times a second */
     while (!k->leaving) {
         bool more = false;
-        if (!store_housekeep(st, &more, &e)) log_warn("housekeeping failed: error=\"%s\"", e.text);
+        if (!store_housekeep(st, &more, &e) && clock_mono_ms() >= quiet_until_ms) {
+            log_warn("housekeeping failed: error=\"%s\"", e.text);
+            quiet_until_ms = clock_mono_ms() + 60000;
+        }
         pollset_wait(k->pollset, more ? BUSY_PAUSE_MS : IDLE_PAUSE_MS);
     }
 }
@@ -101,16 +105,16 @@ int keeper_run(const struct config *cfg, int life_fd, int report_fd)
     if (ok) sh = shared_open(cfg->run_dir, &e);
     if (sh != NULL) slot = shared_claim(sh, SLOT_KEEPER, &e);
     ok = slot != NULL;
-    if (ok && cfg->redis_url[0] == '\0') ok = (st = store_open(cfg, NULL, &e)) != NULL;
+    if (ok) ok = (st = store_open(cfg, NULL, &e)) != NULL;
     if (ok) {
         metrics_use(slot);
         atomic_store(&slot->state, SLOT_SERVING);
         ssize_t n = write(report_fd, &(char){ WORKER_READY }, 1);
         (void)n;
         keeper_report_leftovers(cfg);
-        if (st != NULL) keep_house(&k, st);
-        else
-            while (!k.leaving) pollset_wait(k.pollset, -1);
+        if (cfg->redis_url[0] != '\0' && !store_ready(st, clock_mono_ms() + cfg->request_timeout_ms, &e))
+            log_warn("redis cannot be used yet: error=\"%s\"", e.text);
+        keep_house(&k, st);
     } else {
         log_error("keeper cannot start: error=\"%s\"", e.text);
     }

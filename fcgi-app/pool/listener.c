@@ -7,6 +7,7 @@
 #include <grp.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -97,7 +98,30 @@ static bool path_is_free(const char *path, struct err *e)
     return true;
 }
 
-static bool open_unix(struct listener *l, const struct place *p, struct err *e)
+/* Two that start at once must not both find the path free: a lock on its folder, which leaves no file behind. */
+static int lock_folder(const char *path)
+{
+    char folder[sizeof((struct place *)0)->path];
+    snprintf(folder, sizeof folder, "%s", path);
+    char *slash = strrchr(folder, '/');
+    if (slash == NULL) snprintf(folder, sizeof folder, ".");
+    else slash[slash == folder] = '\0';
+    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0) flock(fd, LOCK_EX);
+    return fd;
+}
+
+/* Notes which file the path is, so that nobody else's is removed at the end. */
+static void own_path(struct listener *l, const char *path)
+{
+    struct stat st;
+    l->ours = lstat(path, &st) == 0;
+    l->device = st.st_dev;
+    l->inode = st.st_ino;
+    snprintf(l->path, sizeof l->path, "%s", path);
+}
+
+static bool bind_unix(struct listener *l, const struct place *p, struct err *e)
 {
     struct sockaddr_un un = { .sun_family = AF_UNIX };
     memcpy(un.sun_path, p->path, sizeof un.sun_path);
@@ -108,11 +132,19 @@ static bool open_unix(struct listener *l, const struct place *p, struct err *e)
     int error = errno;
     umask(old);
     if (!bound) return err_set(e, ERR_INPUT, "LISTEN=%s: %s", p->path, strerror(error));
-    l->ours = true;
-    memcpy(l->path, p->path, sizeof l->path);
+    own_path(l, p->path);
+    if (listen(l->fd, BACKLOG) != 0) return err_set(e, ERR_INPUT, "LISTEN=%s: listen: %s", p->path, strerror(errno));
     if (p->group != (gid_t)-1 && chown(p->path, (uid_t)-1, p->group) != 0)
         return err_set(e, ERR_INPUT, "LISTEN_GROUP: the socket cannot be given to group %u: %s", (unsigned)p->group, strerror(errno));
     return true;
+}
+
+static bool open_unix(struct listener *l, const struct place *p, struct err *e)
+{
+    int lock = lock_folder(p->path);
+    bool ok = bind_unix(l, p, e);
+    if (lock >= 0) close(lock);
+    return ok;
 }
 
 static bool open_tcp(struct listener *l, const struct place *p, struct err *e)
@@ -128,9 +160,10 @@ static bool open_tcp(struct listener *l, const struct place *p, struct err *e)
         setsockopt(l->fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
     }
     bool bound = l->fd >= 0 && bind(l->fd, found->ai_addr, found->ai_addrlen) == 0;
-    int error = errno;
+    int error = bound ? 0 : errno;
     freeaddrinfo(found);
-    return bound || err_set(e, ERR_INPUT, "LISTEN=%s:%s: %s", p->host, p->port, strerror(error));
+    bound = bound && listen(l->fd, BACKLOG) == 0;
+    return bound || err_set(e, ERR_INPUT, "LISTEN=%s:%s: %s", p->host, p->port, strerror(error ? error : errno));
 }
 
 /* What systemd (LISTEN_FDS) or spawn-fcgi and lighttpd (descriptor 0) have opened for us; -1 if nothing. */
@@ -152,19 +185,15 @@ bool listener_open(struct listener *l, const struct config *cfg, int inherited, 
     if (!read_place(cfg, &p, e)) return false;
     if (l->fd < 0) l->fd = passed_in(e);
     if (l->fd == -2) return false;
+    snprintf(l->text, sizeof l->text, p.path[0] ? "unix:%s" : "%s:%s", p.path[0] ? p.path : p.host, p.port);
     if (l->fd >= 0) {
-        snprintf(l->text, sizeof l->text, "descriptor %d", l->fd);
+        if (inherited < 0) snprintf(l->text, sizeof l->text, "descriptor %d", l->fd);
         fcntl(l->fd, F_SETFL, fcntl(l->fd, F_GETFL) | O_NONBLOCK);
         if (l->fd != STDIN_FILENO) fcntl(l->fd, F_SETFD, FD_CLOEXEC);
-        l->ours = made && inherited >= 0 && p.path[0] != '\0';
-        if (l->ours) memcpy(l->path, p.path, sizeof l->path);
+        if (made && inherited >= 0 && p.path[0] != '\0') own_path(l, p.path);
         return true;
     }
-    snprintf(l->text, sizeof l->text, p.path[0] ? "unix:%s" : "%s:%s", p.path[0] ? p.path : p.host, p.port);
-    if (!(p.path[0] ? open_unix(l, &p, e) : open_tcp(l, &p, e))) goto fail;
-    if (listen(l->fd, BACKLOG) == 0) return true;
-    err_set(e, ERR_INPUT, "LISTEN: listen: %s", strerror(errno));
-fail:
+    if (p.path[0] ? open_unix(l, &p, e) : open_tcp(l, &p, e)) return true;
     listener_close(l);
     return false;
 }
@@ -172,6 +201,7 @@ fail:
 void listener_close(struct listener *l)
 {
     if (l->fd >= 0) close(l->fd);
-    if (l->ours) unlink(l->path);
+    struct stat st;
+    if (l->ours && lstat(l->path, &st) == 0 && st.st_dev == l->device && st.st_ino == l->inode) unlink(l->path);
     *l = (struct listener){ .fd = -1 };
 }

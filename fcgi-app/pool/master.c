@@ -25,6 +25,7 @@
 
 #define WATCH_S 0.2           /* how often the watchdog looks */
 #define FAST_DRAIN_MS 5000    /* INT: as TERM, but not for long */
+#define UPGRADE_MS 30000      /* a new binary that does not serve by then is given up */
 #define INHERIT "HYPERPAGE_INHERIT"
 
 enum stopping { STOPPING_NOT, STOPPING_DRAIN, STOPPING_FAST, STOPPING_REPLACED };
@@ -40,8 +41,10 @@ struct master {
     int life_fd[2];          /* children read [0]; it ends when we do */
     enum stopping stopping;
     bool said_ready, reloading, killed_any;
-    pid_t old_master;        /* whom we replace, until our workers serve */
-    pid_t new_master;        /* who is about to replace us */
+    int old_master_fd;       /* tells the master whom we replace that our workers serve; -1: there is none */
+    pid_t new_master;        /* who is about to replace us... */
+    ev_io new_master_says;   /* ...as it tells here... */
+    int64_t new_master_by_ms; /* ...until then, or it is given up */
     ev_timer tick;
     ev_signal signals[8];
     ev_child child_watch;
@@ -112,6 +115,7 @@ static void become_child(void)
     shared_forget(m.shared);
     metrics_use(NULL);
     close(m.life_fd[1]);
+    if (m.old_master_fd >= 0) close(m.old_master_fd);
     for (size_t i = 0; i < CHILDREN_MOST; i++)
         if (m.children.child[i].pid != 0) close(m.children.child[i].report_fd);
     unsetenv("NOTIFY_SOCKET");
@@ -199,9 +203,35 @@ static void tell_to_leave(struct child *c)
 
 static void kill_late(struct child *c)
 {
-    log_warn("child did not leave in time, killed: pid=%d", (int)c->pid);
+    log_warn("child did not leave in time, killed: child=%d", (int)c->pid);
     m.killed_any = true;
     kill(c->pid, SIGKILL);
+}
+
+/* RUN_DIR/pool.pid names the master for scripts, from when its workers serve. A successor overwrites it. */
+static void pid_file_path(char path[4096])
+{
+    snprintf(path, 4096, "%s/pool.pid", m.o->config->run_dir);
+}
+
+static void write_pid_file(void)
+{
+    char path[4096];
+    pid_file_path(path);
+    FILE *f = fopen(path, "we");
+    if (f == NULL || fprintf(f, "%d\n", (int)getpid()) < 0) log_warn("pid file cannot be written: path=\"%s\"", path);
+    if (f != NULL) fclose(f);
+}
+
+static void remove_pid_file(void)
+{
+    char path[4096];
+    int pid = 0;
+    pid_file_path(path);
+    FILE *f = fopen(path, "re");
+    if (f == NULL) return;
+    if (fscanf(f, "%d", &pid) == 1 && pid == (int)getpid()) unlink(path);
+    fclose(f);
 }
 
 /* The pool serves with all that is new: say so, and let the one before us go. */
@@ -217,8 +247,13 @@ static void say_ready(void)
         snprintf(text, sizeof text, "MAINPID=%d\nREADY=1", (int)getpid());
         notify_send(text);
     }
-    if (m.old_master > 0) kill(m.old_master, SIGTERM);
-    m.old_master = 0;
+    if (!m.said_ready) write_pid_file();
+    if (m.old_master_fd >= 0) {
+        ssize_t n = write(m.old_master_fd, &(char){ WORKER_READY }, 1);
+        (void)n; /* a dead one need not be told */
+        close(m.old_master_fd);
+        m.old_master_fd = -1;
+    }
     m.said_ready = true;
     m.reloading = false;
     atomic_store(&m.slot->state, SLOT_SERVING);
@@ -259,7 +294,7 @@ static void look_for_hangs(void)
         struct slot *s = shared_slot_of(m.shared, c->pid);
         int64_t since_ms = s ? atomic_load(&s->busy_since_ms) : 0;
         if (since_ms == 0 || now_ms - since_ms < most_ms) continue;
-        log_error("worker stands still, killed: pid=%d method=%s route=%s phase=round duration_ms=%" PRId64 " requests=%d", (int)c->pid,
+        log_error("worker stands still, killed: child=%d method=%s route=%s duration_ms=%" PRId64 " requests=%d", (int)c->pid,
                   http_methods[atomic_load(&s->oldest_method) & 7], routes_name(atomic_load(&s->oldest_route)), now_ms - since_ms,
                   atomic_load(&s->requests));
         c->killed = true;
@@ -268,10 +303,18 @@ static void look_for_hangs(void)
     }
 }
 
+static void give_up_new_master(const char *why)
+{
+    log_error("new binary given up, the old one goes on: child=%d cause=\"%s\"", (int)m.new_master, why);
+    kill(m.new_master, SIGTERM);
+    m.new_master = 0;
+}
+
 static void on_tick(struct ev_loop *loop, ev_timer *w, int events)
 {
     (void)loop, (void)w, (void)events;
     look_for_hangs();
+    if (m.new_master > 0 && clock_mono_ms() >= m.new_master_by_ms) give_up_new_master("it does not serve");
     act();
 }
 
@@ -287,7 +330,7 @@ static void on_child(struct ev_loop *loop, ev_child *w, int events)
     char how[48];
     (void)events;
     if (w->rpid == m.new_master) {
-        log_error("new binary gave up, the old one goes on: %s=%s", "cause", how_it_ended(w->rstatus, how));
+        log_error("new binary gave up, the old one goes on: child=%d cause=\"%s\"", w->rpid, how_it_ended(w->rstatus, how));
         m.new_master = 0;
         return;
     }
@@ -297,10 +340,10 @@ static void on_child(struct ev_loop *loop, ev_child *w, int events)
     close(c->report_fd);
     const char *role = c->role == CHILD_KEEPER ? "keeper" : "worker";
     if (children_died(&m.children, c, clock_mono_ms())) {
-        log_warn("%s died, a new one follows: pid=%d cause=\"%s\"", role, w->rpid, how_it_ended(w->rstatus, how));
+        log_warn("%s died, a new one follows: child=%d cause=\"%s\"", role, w->rpid, how_it_ended(w->rstatus, how));
         metrics_add(METRIC_worker_restarts_total, 1);
     } else {
-        log_debug("%s left: pid=%d cause=\"%s\"", role, w->rpid, how_it_ended(w->rstatus, how));
+        log_debug("%s left: child=%d cause=\"%s\"", role, w->rpid, how_it_ended(w->rstatus, how));
     }
     act();
 }
@@ -310,6 +353,7 @@ static void on_child(struct ev_loop *loop, ev_child *w, int events)
 static void stop(enum stopping how)
 {
     if (m.stopping >= how && m.stopping != STOPPING_NOT) return;
+    if (m.new_master > 0 && how != STOPPING_REPLACED) give_up_new_master("the pool stops");
     m.stopping = how;
     notify_send("STOPPING=1");
     log_info("pool stops: children=%zu%s", children_count(&m.children), how == STOPPING_REPLACED ? " (a new binary has taken over)" : "");
@@ -327,7 +371,8 @@ static void reload(void)
     struct err e;
     extern char **environ;
     struct config *cfg = config_load(m.o->argc, m.o->argv, environ, &call, &warnings, &e);
-    if (cfg != NULL && !master_check_config(cfg, true, &e)) {
+    bool ok = cfg != NULL && (cfg->workers != 0 || err_set(&e, ERR_INPUT, "WORKERS=0: a pool that runs keeps its master"));
+    if (cfg != NULL && (!ok || !master_check_config(cfg, true, &e))) {
         config_free(cfg);
         cfg = NULL;
     }
@@ -352,28 +397,60 @@ static void reload(void)
     act();
 }
 
-/* Starts this program anew on the same socket. It tells us to leave (TERM) once its workers serve. */
-static void upgrade(void)
+/* The new master's workers serve, or it has closed its end without a word: then its death is reported apart. */
+static void on_new_master(struct ev_loop *loop, ev_io *w, int events)
+{
+    char what = 0;
+    (void)events;
+    bool serves = read(w->fd, &what, 1) == 1 && what == WORKER_READY;
+    ev_io_stop(loop, w);
+    close(w->fd);
+    if (serves && m.new_master > 0) stop(STOPPING_REPLACED);
+}
+
+static void exec_new_binary(int say_fd)
 {
     char inherit[128];
+    int keep[] = { m.listener.fd, m.handover.give_fd, m.handover.take_fd, say_fd };
+    for (size_t i = 0; i < 4; i++) fcntl(keep[i], F_SETFD, 0);
+    snprintf(inherit, sizeof inherit, "%d,%d,%d,%d,%d,%d", m.listener.fd, m.handover.give_fd, m.handover.take_fd, say_fd,
+             (int)getppid(), m.listener.ours);
+    setenv(INHERIT, inherit, 1);
+    sigprocmask(SIG_SETMASK, &m.signal_mask, NULL);
+    execvp(m.o->argv[0], m.o->argv);
+    log_error("new binary cannot be started: path=\"%s\" error=\"%s\"", m.o->argv[0], strerror(errno));
+    _exit(127);
+}
+
+/* Starts this program anew on the same socket. We leave once it says that its workers serve. */
+static void upgrade(void)
+{
+    int say[2];
+    sigset_t all, before;
     if (m.new_master > 0) {
-        log_warn("a new binary is being started already: pid=%d", (int)m.new_master);
+        log_warn("a new binary is being started already: child=%d", (int)m.new_master);
         return;
     }
-    snprintf(inherit, sizeof inherit, "%d,%d,%d,%d,%d", m.listener.fd, m.handover.give_fd, m.handover.take_fd, (int)getpid(), m.listener.ours);
-    pid_t pid = fork();
-    if (pid == 0) {
-        int keep[] = { m.listener.fd, m.handover.give_fd, m.handover.take_fd };
-        for (size_t i = 0; i < 3; i++) fcntl(keep[i], F_SETFD, 0);
-        sigprocmask(SIG_SETMASK, &m.signal_mask, NULL);
-        setenv(INHERIT, inherit, 1);
-        execvp(m.o->argv[0], m.o->argv);
-        log_error("new binary cannot be started: path=\"%s\" error=\"%s\"", m.o->argv[0], strerror(errno));
-        _exit(127);
+    if (pipe2(say, O_CLOEXEC) != 0) {
+        log_error("new binary cannot be started: error=\"%s\"", strerror(errno));
+        return;
     }
-    if (pid < 0) log_error("new binary cannot be started: error=\"%s\"", strerror(errno));
-    else log_info("new binary started: pid=%d", (int)pid);
-    m.new_master = pid > 0 ? pid : 0;
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &before);
+    pid_t pid = fork();
+    if (pid == 0) exec_new_binary(say[1]);
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    close(say[1]);
+    if (pid < 0) {
+        log_error("new binary cannot be started: error=\"%s\"", strerror(errno));
+        close(say[0]);
+        return;
+    }
+    log_info("new binary started: child=%d", (int)pid);
+    m.new_master = pid;
+    m.new_master_by_ms = clock_mono_ms() + UPGRADE_MS;
+    ev_io_init(&m.new_master_says, on_new_master, say[0], EV_READ);
+    ev_io_start(m.loop, &m.new_master_says);
 }
 
 static void reopen_logs(void)
@@ -384,39 +461,50 @@ static void reopen_logs(void)
         if (m.children.child[i].pid != 0) kill(m.children.child[i].pid, SIGUSR1);
 }
 
+static void want_workers(int workers)
+{
+    children_want_workers(&m.children, workers);
+    log_info("number of workers changed: workers=%d", children_workers_wanted(&m.children));
+    act();
+}
+
 static void on_signal(struct ev_loop *loop, ev_signal *w, int events)
 {
     (void)loop, (void)events;
     if (m.stopping != STOPPING_NOT && w->signum != SIGTERM && w->signum != SIGINT && w->signum != SIGUSR1) return;
     switch (w->signum) {
     case SIGTERM:
-    case SIGQUIT: stop(m.new_master > 0 ? STOPPING_REPLACED : STOPPING_DRAIN); break;
+    case SIGQUIT: stop(STOPPING_DRAIN); break;
     case SIGINT: stop(STOPPING_FAST); break;
     case SIGHUP: reload(); break;
     case SIGUSR1: reopen_logs(); break;
     case SIGUSR2: upgrade(); break;
-    case SIGTTIN: children_want_workers(&m.children, children_workers_wanted(&m.children) + 1), act(); break;
-    case SIGTTOU: children_want_workers(&m.children, children_workers_wanted(&m.children) - 1), act(); break;
+    case SIGTTIN: want_workers(children_workers_wanted(&m.children) + 1); break;
+    case SIGTTOU: want_workers(children_workers_wanted(&m.children) - 1); break;
     }
 }
 
 /* --- start --- */
 
-/* What the binary before us has left: its socket, its handover, its pid. */
+/* What the binary before us has left: its socket, its handover, the pipe on which it waits for our word. */
 static bool read_inheritance(int *listen_fd, bool *made)
 {
     const char *text = getenv(INHERIT);
     int ours = 0, old = 0;
     *listen_fd = -1;
     if (text == NULL) return false;
-    bool ok = sscanf(text, "%d,%d,%d,%d,%d", listen_fd, &m.handover.give_fd, &m.handover.take_fd, &old, &ours) == 5 && old == getppid();
+    bool ok = sscanf(text, "%d,%d,%d,%d,%d,%d", listen_fd, &m.handover.give_fd, &m.handover.take_fd, &m.old_master_fd, &old, &ours) == 6 &&
+              old == getppid();
     unsetenv(INHERIT);
-    if (!ok) *listen_fd = -1;
-    if (ok) m.old_master = old;
+    if (!ok) {
+        *listen_fd = m.old_master_fd = -1;
+        return false;
+    }
     *made = ours;
     fcntl(m.handover.give_fd, F_SETFD, FD_CLOEXEC);
     fcntl(m.handover.take_fd, F_SETFD, FD_CLOEXEC);
-    return ok;
+    fcntl(m.old_master_fd, F_SETFD, FD_CLOEXEC);
+    return true;
 }
 
 static bool master_start(struct err *e)
@@ -455,7 +543,8 @@ static int default_workers(void)
 
 int master_run(struct master_options *o, struct err *e)
 {
-    m = (struct master){ .o = o, .listener = { .fd = -1 }, .handover = { -1, -1 }, .life_fd = { -1, -1 } };
+    m = (struct master){ .o = o, .listener = { .fd = -1 }, .handover = { -1, -1 }, .life_fd = { -1, -1 },
+                         .old_master_fd = -1 };
     signal(SIGPIPE, SIG_IGN);
     sigprocmask(SIG_SETMASK, NULL, &m.signal_mask);
     if (!master_start(e)) {
@@ -471,6 +560,7 @@ int master_run(struct master_options *o, struct err *e)
     log_info("pool has stopped");
     if (m.stopping == STOPPING_REPLACED) m.listener.ours = false; /* the path belongs to the one who follows */
     listener_close(&m.listener);
+    remove_pid_file();
     metrics_use(NULL);
     shared_close(m.shared);
     return m.killed_any ? 1 : 0;

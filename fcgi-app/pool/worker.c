@@ -173,7 +173,7 @@ static void read_signal(struct watch *signals, uint32_t events)
 
 /* --- the loop --- */
 
-/* What the master's watchdog and `status` see of us. */
+/* What the master's watchdog sees of us. */
 static void show_in_slot(struct worker *w)
 {
     const struct exchange *oldest = w->connections.first_exchange;

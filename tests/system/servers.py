@@ -261,7 +261,7 @@ class Front(Server):
         return ask(self.port, method, path, body, headers)
 
     def access_log(self):
-        return (self.run_dir / "access.log").read_text()
+        return (self.run_dir / "hyperpage.log").read_text()
 
 
 def edited_tree(folder, **edits):

@@ -102,7 +102,7 @@ def test_workers_that_die_at_once_are_started_with_growing_pauses(folder, server
     state.rename(away)
     state.write_text("no folder any more")
     kill([pid for pid in pool.processes() if name_of(pid) == "fcgi-worker"][-1:])
-    pattern = r"(\S+) warn +master\S+ worker died, a new one follows: pid=\d+ cause=\"exit 1\""
+    pattern = r"(\S+) warn +master\S+ worker died, a new one follows: child=\d+ cause=\"exit 1\""
     wait_until(lambda: len(re.findall(pattern, pool.log())) >= 4, "it was tried four times")
     times = [datetime.strptime(t, "%Y-%m-%dT%H:%M:%S.%fZ").timestamp() for t in re.findall(pattern, pool.log())]
     pauses = [b - a for a, b in zip(times, times[1:])]
@@ -137,7 +137,7 @@ def test_a_worker_that_stands_still_is_killed_and_replaced(folder, servers):
 
     wait_until(stand_still, "a worker that stands still is killed", 30)
     line = next(line for line in pool.log().splitlines() if "worker stands still, killed" in line)
-    assert re.search(rf"pid={worker} method=[A-Z]+ route=\S+ phase=round duration_ms=1\d\d\d requests=\d+$", line), line
+    assert re.search(rf"child={worker} method=[A-Z]+ route=\S+ duration_ms=1\d\d\d requests=\d+$", line), line
     assert status(pool, session_id) == 200
 
 

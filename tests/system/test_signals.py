@@ -95,7 +95,7 @@ class Upgradable(Pool):
         before = len(self.said(r"new binary started"))
         self.signal(signal.SIGUSR2)
         wait_until(lambda: len(self.said(r"new binary started")) > before, "a new binary is started")
-        new = int(self.said(r"new binary started: pid=(\d+)")[-1])
+        new = int(self.said(r"new binary started: child=(\d+)")[-1])
         code = self.process.wait(timeout=40)
         assert code == 0, f"the old master ended with {code}"
         self.process = Adopted(new)
@@ -237,7 +237,7 @@ def test_a_request_in_flight_is_finished(make_busy, subreaper, sig):
     redis.resume()
     assert client.receive().status == 200
     if sig == signal.SIGUSR2:
-        new = int(pool.said(r"new binary started: pid=(\d+)")[-1])
+        new = int(pool.said(r"new binary started: child=(\d+)")[-1])
         assert pool.process.wait(timeout=10) == 0
         pool.process = Adopted(new)
     if sig in (signal.SIGTERM, signal.SIGINT):
