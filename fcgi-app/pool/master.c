@@ -25,7 +25,6 @@
 
 #define WATCH_S 0.2           /* how often the watchdog looks */
 #define FAST_DRAIN_MS 5000    /* INT: as TERM, but not for long */
-#define UPGRADE_MS 30000      /* a new binary that does not serve by then is given up */
 #define INHERIT "HYPERPAGE_INHERIT"
 
 enum stopping { STOPPING_NOT, STOPPING_DRAIN, STOPPING_FAST, STOPPING_REPLACED };
@@ -448,7 +447,7 @@ static void upgrade(void)
     }
     log_info("new binary started: child=%d", (int)pid);
     m.new_master = pid;
-    m.new_master_by_ms = clock_mono_ms() + UPGRADE_MS;
+    m.new_master_by_ms = clock_mono_ms() + m.o->config->drain_timeout * 1000;
     ev_io_init(&m.new_master_says, on_new_master, say[0], EV_READ);
     ev_io_start(m.loop, &m.new_master_says);
 }

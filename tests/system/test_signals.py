@@ -343,6 +343,52 @@ def test_hup_with_a_broken_configuration_keeps_the_old_one(folder, servers, subr
 
 # --- upgrade ---
 
+HANGS = "#!/bin/sh\nexec sleep 300\n"
+
+
+def started_by(pool):
+    return int(pool.said(r"new binary started: child=(\d+)")[-1])
+
+
+def test_a_new_binary_that_never_serves_is_given_up(folder, servers, subreaper):
+    pool = servers.enter_context(Upgradable(folder, DRAIN_TIMEOUT=1))
+    session_id, before = create(pool), workers(pool)
+    pool.replace_program(HANGS)
+    pool.signal(signal.SIGUSR2)
+    wait_until(lambda: "new binary given up, the old one goes on" in pool.log(), "it is given up")
+    wait_until(lambda: not alive(started_by(pool)), "it is ended")
+    assert_same(pool, before)
+    assert pool.ask("GET", f"/api/sessions/{session_id}").status == 200
+
+
+def test_a_pool_told_to_stop_takes_a_new_binary_that_does_not_serve_yet_with_it(folder, servers, subreaper):
+    pool = servers.enter_context(Upgradable(folder))
+    pool.replace_program(HANGS)
+    pool.signal(signal.SIGUSR2)
+    wait_until(lambda: pool.said("new binary started"), "it is started")
+    assert pool.stop() == 0
+    wait_until(lambda: not alive(started_by(pool)), "it is ended")
+    assert "taken over" not in pool.log() and not os.path.exists(pool.address)
+
+
+def test_the_pid_file_names_the_master_that_serves(folder, servers, subreaper):
+    pool = servers.enter_context(Upgradable(folder))
+    pid_file = folder / "run/pool.pid"
+    assert int(pid_file.read_text()) == pool.pid
+    pool.upgrade()
+    wait_until(lambda: int(pid_file.read_text()) == pool.pid, "it names the new one")
+    assert pool.stop() == 0
+    assert not pid_file.exists()
+
+
+def test_a_stopping_master_leaves_a_socket_that_is_not_its_own(folder, servers):
+    first = servers.enter_context(Pool(folder, "first", LISTEN=f"unix:{folder}/same.sock"))
+    os.unlink(folder / "same.sock")
+    second = servers.enter_context(Pool(folder, "second", LISTEN=f"unix:{folder}/same.sock"))
+    assert first.stop() == 0
+    assert second.ask("GET", "/api/sessions").status == 200
+
+
 @pytest.mark.parametrize("broken", ["program ends", "program is gone", "program is no program", "option", "store"])
 def test_usr2_with_something_broken_keeps_the_old_one(folder, servers, subreaper, broken):
     pool = servers.enter_context(Upgradable(folder))
