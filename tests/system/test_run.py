@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 
 import pytest
 
@@ -48,6 +49,27 @@ def test_serves_until_it_is_told_to_stop_and_leaves_nothing_running(folder, serv
     assert run.ask("GET", "/api/sessions").status == 200
     assert (folder / "my run").is_dir() and (folder / "my state").is_dir()
     assert_ends_with_nothing_left(run, lambda: run.signal(sig))
+
+
+def test_goes_on_with_the_master_that_has_taken_over(folder, servers, kind):
+    run = servers.enter_context(Run(folder, FRONT=kind))
+    pid_file = folder / "my run/pool.pid"
+    first, session_id = int(pid_file.read_text()), run.ask("GET", "/api/sessions").json["sessionId"]
+    os.kill(first, signal.SIGUSR2)
+    wait_until(lambda: not alive(first) and int(pid_file.read_text()) != first, "a new master has taken over")
+    second = int(pid_file.read_text())
+    assert run.ask("GET", f"/api/sessions/{session_id}").status == 200
+    run.signal(signal.SIGINT)
+    assert run.process.wait(timeout=40) == 0, run.log()
+    assert not alive(second) and not accepts(("127.0.0.1", run.port))
+
+
+def test_a_second_one_in_the_same_folders_is_refused_and_harms_nothing(folder, servers, kind):
+    run = servers.enter_context(Run(folder, FRONT=kind))
+    second = Run(folder, FRONT=kind)
+    done = subprocess.run(second.command, env=second.env, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 2 and "serves at RUN_DIR" in done.stderr and "curl" not in done.stdout
+    assert run.ask("GET", "/api/sessions").status == 200
 
 
 def test_ctrl_c_in_a_terminal_stops_it(folder, servers, kind):
