@@ -26,7 +26,7 @@ struct shared {
 };
 
 /* One creator at a time, the others wait for it: a lock on the file, not a sleep. */
-static bool prepare_file(int fd, const char *path, struct err *e)
+static bool prepare_file(int fd, const char *path, size_t bytes, struct err *e)
 {
     struct stat st;
     bool ok = false;
@@ -35,46 +35,56 @@ static bool prepare_file(int fd, const char *path, struct err *e)
     if (fstat(fd, &st) != 0) {
         err_set(e, ERR_INTERNAL, "%s: %s", path, strerror(errno));
     } else if (st.st_size == 0) {
-        int rc = posix_fallocate(fd, 0, sizeof(struct state));
-        ok = rc == 0 || err_set(e, ERR_INPUT, "RUN_DIR: %s: %zu bytes cannot be reserved: %s", path, sizeof(struct state), strerror(rc));
+        int rc = posix_fallocate(fd, 0, (off_t)bytes);
+        ok = rc == 0 || err_set(e, ERR_INPUT, "RUN_DIR: %s: %zu bytes cannot be reserved: %s", path, bytes, strerror(rc));
         if (!ok && ftruncate(fd, 0) != 0) unlink(path);
     } else {
-        ok = st.st_size == sizeof(struct state) ||
+        ok = st.st_size == (off_t)bytes ||
              err_set(e, ERR_INPUT, "RUN_DIR: %s is not ours: %lld bytes", path, (long long)st.st_size);
     }
     flock(fd, LOCK_UN);
     return ok;
 }
 
-struct shared *shared_open(const char *run_dir, struct err *e)
+void *shared_map(const char *run_dir, const char *name, size_t bytes, int *fd, struct err *e)
 {
     char path[4096];
-    struct shared *sh = mem_alloc(sizeof *sh);
-    struct state *st;
-    snprintf(path, sizeof path, "%s/pool.state-%d", run_dir, LAYOUT_VERSION);
-    sh->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (sh->fd < 0) {
+    void *at = NULL;
+    snprintf(path, sizeof path, "%s/%s", run_dir, name);
+    int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (file < 0) {
         err_set(e, ERR_INPUT, "RUN_DIR=%s: %s cannot be opened: %s", run_dir, path, strerror(errno));
-        goto fail;
+        return NULL;
     }
-    if (!prepare_file(sh->fd, path, e)) goto fail;
-    st = mmap(NULL, sizeof *st, PROT_READ | PROT_WRITE, MAP_SHARED, sh->fd, 0);
-    if (st == MAP_FAILED) {
-        err_set(e, ERR_INTERNAL, "%s: cannot be mapped: %s", path, strerror(errno));
-        goto fail;
+    if (prepare_file(file, path, bytes, e)) {
+        at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+        if (at == MAP_FAILED) {
+            err_set(e, ERR_INTERNAL, "%s: cannot be mapped: %s", path, strerror(errno));
+            at = NULL;
+        }
     }
+    if (at != NULL && fd != NULL) *fd = file;
+    else close(file);
+    return at;
+}
+
+struct shared *shared_open(const char *run_dir, struct err *e)
+{
+    char name[32];
+    struct shared *sh = mem_alloc(sizeof *sh);
+    snprintf(name, sizeof name, "pool.state-%d", LAYOUT_VERSION);
+    sh->state = shared_map(run_dir, name, sizeof *sh->state, &sh->fd, e);
     uint64_t fresh = 0;
-    if (!atomic_compare_exchange_strong(&st->magic, &fresh, MAGIC) && fresh != MAGIC) {
-        err_set(e, ERR_INPUT, "RUN_DIR: %s is not ours", path);
-        munmap(st, sizeof *st);
-        goto fail;
+    if (sh->state == NULL) {
+        free(sh);
+        return NULL;
     }
-    sh->state = st;
+    if (!atomic_compare_exchange_strong(&sh->state->magic, &fresh, MAGIC) && fresh != MAGIC) {
+        err_set(e, ERR_INPUT, "RUN_DIR: %s is not ours", name);
+        shared_forget(sh);
+        return NULL;
+    }
     return sh;
-fail:
-    if (sh->fd >= 0) close(sh->fd);
-    free(sh);
-    return NULL;
 }
 
 void shared_close(struct shared *sh)

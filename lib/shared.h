@@ -9,6 +9,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Maps the first `bytes` of RUN_DIR/NAME, which whoever comes first creates: zeroed, and its blocks reserved, so that a
+ * full tmpfs is an error here and not a SIGBUS later. It stays mapped; *fd, unless NULL, is the caller's. NULL with
+ * `e` on failure, also if the file has another size. */
+void *shared_map(const char *run_dir, const char *name, size_t bytes, int *fd, struct err *e);
+
 #define SHARED_SLOTS 320   /* WORKERS at its most, their successors during a reload, and the others */
 #define SLOT_COUNTERS 64
 
