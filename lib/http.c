@@ -66,6 +66,10 @@ static const struct wanted {
     WANT("HTTP_IF_MATCH", if_match),
     WANT("HTTP_IF_NONE_MATCH", if_none_match),
     WANT("HTTP_X_SESSION_ID", session_id),
+    WANT("HTTP_COOKIE", cookie),
+    WANT("HTTP_IDEMPOTENCY_KEY", idempotency_key),
+    WANT("HTTPS", https),
+    WANT("HTTP_X_FORWARDED_PROTO", forwarded_proto),
     WANT("HTTP_X_REQUEST_ID", request_id),
     WANT("HTTP_X_FORWARDED_FOR", forwarded_for),
     WANT("HTTP_X_REAL_IP", real_ip),
@@ -253,6 +257,29 @@ void http_client_address(const struct request *rq, const char *trusted, char out
         }
     }
     write_address(&found, out);
+}
+
+bool http_is_https(const struct request *rq, const char *trusted)
+{
+    struct network peer;
+    if (strcasecmp(rq->https, "on") == 0 || strcmp(rq->https, "1") == 0) return true;
+    if (!read_address(bytes_of(rq->remote_addr), &peer)) return false;
+    if (!is_trusted(trusted, &peer)) return false;
+    size_t first = strcspn(rq->forwarded_proto, ","); /* what the client used stands first */
+    return first == 5 && strncasecmp(rq->forwarded_proto, "https", 5) == 0;
+}
+
+struct bytes http_cookie(const char *cookies, const char *name, size_t nth)
+{
+    size_t name_len = strlen(name);
+    for (const char *at = cookies; *at != '\0';) {
+        at += strspn(at, "; \t");
+        size_t len = strcspn(at, ";");
+        if (len > name_len && strncmp(at, name, name_len) == 0 && at[name_len] == '=' && nth-- == 0)
+            return (struct bytes){ at + name_len + 1, len - name_len - 1 };
+        at += len;
+    }
+    return (struct bytes){ NULL, 0 };
 }
 
 /* --- responses --- */

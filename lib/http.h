@@ -19,6 +19,9 @@ struct request {
     const char *content_type, *authorization, *user_agent;
     const char *if_match, *if_none_match;
     const char *session_id;  /* X-Session-Id */
+    const char *cookie;
+    const char *idempotency_key;
+    const char *https, *forwarded_proto;
     const char *request_id;  /* X-Request-Id */
     const char *forwarded_for, *real_ip, *remote_addr;
     const char *method_name, *uri, *script_name, *path_info; /* behind method and path */
@@ -43,6 +46,12 @@ struct bytes http_bearer(const char *authorization);
 /* The address a request really came from: a proxy's word is taken only while the one who says it is in `trusted`
  * (networks separated by commas); then the rightmost address that is not trusted counts, with "*" the leftmost. */
 void http_client_address(const struct request *rq, const char *trusted, char out[64]);
+
+/* Did the client come over HTTPS: to the front server, or to a proxy whose word is taken as above? */
+bool http_is_https(const struct request *rq, const char *trusted);
+
+/* The value of the nth cookie called `name`, or no bytes. */
+struct bytes http_cookie(const char *cookies, const char *name, size_t nth);
 
 /* Is `list` what http_client_address() understands? False: *bad is the item that is wrong. */
 bool http_networks_check(const char *list, struct bytes *bad);

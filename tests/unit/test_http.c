@@ -448,9 +448,54 @@ static void a_response_is_used_again(void **state)
     assert_int_equal(rs.headers.len, 0);
 }
 
+/* --- cookies and HTTPS --- */
+
+static void assert_cookie(const char *cookies, size_t nth, const char *expected)
+{
+    struct bytes value = http_cookie(cookies, "sid", nth);
+    assert_int_equal(value.len, strlen(expected));
+    assert_memory_equal(value.at ? value.at : "", expected, value.len);
+}
+
+static void a_cookie_is_found_by_its_whole_name(void **state)
+{
+    (void)state;
+    assert_cookie("sid=a", 0, "a");
+    assert_cookie("x=1; sid=abc; y=2", 0, "abc");
+    assert_cookie("x=1;sid=abc;y=2", 0, "abc");
+    assert_cookie("xsid=1; sidx=2; sid =3; SID=4", 0, "");
+    assert_cookie("sid=a; sid=b", 1, "b");
+    assert_cookie("sid=a; sid=b", 2, "");
+    assert_cookie("sid=", 0, "");
+    assert_cookie("sid", 0, "");
+    assert_cookie("", 0, "");
+    assert_cookie(";;; sid=a=b ", 0, "a=b ");
+}
+
+static void https_is_the_front_servers_word_or_a_trusted_proxys(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *https, *peer, *proto, *trusted;
+        bool expected;
+    } cases[] = {
+        { "on", "192.0.2.1", "", "", true },         { "", "192.0.2.1", "", "*", false },
+        { "off", "192.0.2.1", "", "*", false },      { "", "192.0.2.1", "https", "192.0.2.0/24", true },
+        { "", "192.0.2.1", "HTTPS, http", "*", true }, { "", "192.0.2.1", "http, https", "*", false },
+        { "", "192.0.2.1", "httpsx", "*", false },   { "", "198.51.100.1", "https", "192.0.2.0/24", false },
+        { "", "nobody", "https", "*", false },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct request asked = { .https = cases[i].https, .remote_addr = cases[i].peer, .forwarded_proto = cases[i].proto };
+        assert_int_equal(http_is_https(&asked, cases[i].trusted), cases[i].expected);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_cookie_is_found_by_its_whole_name),
+        cmocka_unit_test(https_is_the_front_servers_word_or_a_trusted_proxys),
         cmocka_unit_test(a_request_is_its_parameters),
         cmocka_unit_test(nothing_of_the_request_before_is_left),
         cmocka_unit_test(methods_are_told_apart_by_case),
