@@ -11,7 +11,7 @@
 #include <assert.h>
 #include <poll.h>
 
-#define MOST_SENDINGS 10 /* of one command, all redirections together */
+#define MOST_SENDINGS 10 /* of one command, all redirections between two pauses together */
 #define TRY_AGAIN_MS  10
 
 struct redis {
@@ -27,6 +27,7 @@ struct journey {
     const struct redis_address *server; /* NULL: where the key is */
     struct redis_command command;
     struct redis_link *next; /* named by a redirection */
+    int sendings;            /* since it began or paused */
     bool repeated;           /* may have been executed before */
     bool looked_again;
     int64_t deadline_ms;
@@ -66,7 +67,7 @@ static bool look_again(struct redis *r, struct journey *j, const struct redis_li
     return first && (r->sentinel != NULL || r->cluster != NULL);
 }
 
-static bool wait_a_bit(const struct journey *j)
+static bool wait_a_bit(struct journey *j)
 {
     int64_t until_ms = clock_mono_ms() + TRY_AGAIN_MS;
     if (until_ms >= j->deadline_ms) return false;
@@ -76,6 +77,7 @@ static bool wait_a_bit(const struct journey *j)
         else
             poll(NULL, 0, (int)(until_ms - now_ms));
     }
+    j->sendings = 0;
     return true;
 }
 
@@ -114,7 +116,7 @@ static bool after_silence(struct redis *r, struct journey *j, const struct redis
 /* Sends until there is a reply that no other server and no later moment would improve. It may be an error reply. */
 static redisReply *travel(struct redis *r, struct journey *j, struct err *e)
 {
-    for (int sendings = 1;; sendings++) {
+    for (j->sendings = 1;; j->sendings++) {
         enum redis_fate fate;
         struct redis_link *link = link_for(r, j, e);
         if (link == NULL) return NULL;
@@ -122,10 +124,11 @@ static redisReply *travel(struct redis *r, struct journey *j, struct err *e)
         j->next = NULL;
         j->command.asking = false;
         if (reply == NULL) {
-            if (!after_silence(r, j, link, fate) || sendings == MOST_SENDINGS) return NULL;
+            if (!after_silence(r, j, link, fate) || j->sendings == MOST_SENDINGS) return NULL;
             continue;
         }
-        if (reply->type != REDIS_REPLY_ERROR || !after_error_reply(r, j, link, reply->str) || sendings == MOST_SENDINGS)
+        if (reply->type != REDIS_REPLY_ERROR || !after_error_reply(r, j, link, reply->str) ||
+            j->sendings == MOST_SENDINGS)
             return reply;
         freeReplyObject(reply);
     }

@@ -38,7 +38,9 @@ void redis_close(struct redis *r);
  *
  * A connection that breaks under the command is made anew once, or to the server that has taken over, and the command
  * is sent again: then *repeated is true, and the command may have been executed twice. Redirections and refusals do not
- * count: they were not executed. `repeated` NULL says that the command only reads, so that it needs no WAIT. */
+ * count: they were not executed. While a cluster moves a slot, a script whose keys are here and there or not there yet
+ * waits for the end of that, or of its time. `repeated` NULL says that the command only reads, or that it does not
+ * matter if a failover loses it, so that it needs no WAIT. */
 redisReply *redis_call(struct redis *r, struct bytes key, size_t argc, const struct bytes *argv, int64_t deadline_ms,
                        bool *repeated, struct err *e);
 
