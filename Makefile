@@ -1,14 +1,15 @@
 # hyperpage: session service. `make run` serves on localhost:8080, `make test` proves it, README.md explains it.
 
 # Modules of lib/ in floor order: a file includes only headers that stand before it (`make layers`).
-MODULES := err buf clock log \
+MODULES := mem fault err buf clock log \
            config shared metrics task waiters pollset \
-           span json http ids session \
+           span json http ids limiter session life \
            redis_url redis_error redis_slots lookup redis_link redis_links \
            redis_sentinel redis_cluster redis turns \
-           store_redis store_embedded store
-POOL    := record routes api_sessions api_status connection handover worker keeper children listener notify master \
-           hyperpage-fcgi
+           redis_keys store_backend user_index session_events redis_rotation store_redis store_embedded store
+HEADERS := mem fault redis_keys store_backend # of these there is only a header
+POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_status \
+           connection handover worker keeper children listener notify master hyperpage-fcgi
 
 BUILD   ?= build
 CC      ?= cc
@@ -23,7 +24,7 @@ HARDEN   := -fPIE -fstack-protector-strong -fstack-clash-protection \
             $(shell $(CC) -fcf-protection -E -x c /dev/null >/dev/null 2>&1 && echo -fcf-protection)
 OPTIMISE ?= -O2 -D_FORTIFY_SOURCE=2
 CFLAGS   += $(CSTD) $(WARNINGS) $(HARDEN) $(OPTIMISE) -g $(SANITIZE)
-CPPFLAGS += -iquote lib -iquote fcgi-app/pool -DHYPERPAGE_VERSION='"$(VERSION)"'
+CPPFLAGS += -iquote lib -iquote fcgi-app/pool -DHYPERPAGE_VERSION='"$(VERSION)"' $(FAULTS)
 LDFLAGS  += -pie -Wl,-z,relro,-z,now $(SANITIZE)
 LDLIBS   := -lfcgi -lhiredis -ljson-c -luuid -lsqlite3 -lev -lpthread
 
@@ -37,10 +38,10 @@ BENCHES  := $(patsubst tests/bench/%.c,$(BUILD)/tests/bench/%,$(wildcard tests/b
 FUZZERS  := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 FUZZED   := $(patsubst %,lib/%.c,err buf clock span json http ids session config) fcgi-app/pool/record.c
 FUZZ_SECONDS ?= 60
-LIB_O    := $(patsubst %,$(BUILD)/lib/%.o,$(MODULES))
+LIB_O    := $(patsubst %,$(BUILD)/lib/%.o,$(filter-out $(HEADERS),$(MODULES)))
 POOL_O   := $(patsubst %,$(BUILD)/fcgi-app/pool/%.o,$(POOL))
 
-.PHONY: all deps run test units system layers reference bench asan tsan fuzz format install clean
+.PHONY: all deps run test units system faults layers reference bench asan tsan fuzz format install clean
 all: $(PROGRAMS)
 
 $(LIB): $(LIB_O)
@@ -82,10 +83,12 @@ test:
 
 units: $(UNITS)
 	@set -e; for t in $(UNITS); do echo "== $$t"; $$t; done
-system: all $(PROBES)
+system: all $(PROBES) faults
 	@HYPERPAGE_BUILD=$(BUILD) $(PYTHON) -B -m pytest -q -p no:cacheprovider tests/system
+faults: # the pool with the places of lib/fault.h at which a test may kill it
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/faults FAULTS=-DHYPERPAGE_FAULTS all
 layers:
-	@awk -f tests/layers.awk -v modules="mem $(MODULES)" lib/*.c lib/*.h
+	@awk -f tests/layers.awk -v modules="$(MODULES)" lib/*.c lib/*.h
 reference: $(BUILD)/hyperpage-fcgi
 	$< --reference > conf/reference.md
 

@@ -17,9 +17,9 @@
 #define TIME_BITS 40
 #define TIME_MASK ((1ULL << TIME_BITS) - 1)
 #define MINUTE_US 60000000LL
-#define SLACK_US  1000000   /* another process may have read the clock a moment later */
-#define WAYS 8     /* words an address may be in: one cache line */
-#define SETS 8192  /* 512 KiB for 65,536 addresses of one minute */
+#define SLACK_US  1000000 /* another process may have read the clock a moment later */
+#define WAYS      8       /* words an address may be in: one cache line */
+#define SETS      8192    /* 512 KiB for 65,536 addresses of one minute */
 
 struct table {
     _Atomic uint64_t seed; /* of the hash, so that nobody can choose addresses that meet in one set; 0: not yet */

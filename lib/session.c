@@ -405,22 +405,34 @@ static void put_tag(char *out, const char *head, uint64_t hash)
     out[n] = '\0';
 }
 
-bool session_tags(struct bytes doc, char etag[SESSION_TAG_BYTES], char version[SESSION_TAG_BYTES])
+/* Of a repeated member the last one counts, also where it is another type. */
+static void metadata_facts(struct bytes metadata, struct session_facts *facts)
+{
+    struct span_member m;
+    facts->created = facts->updated = facts->ip_address = facts->user_agent = (struct bytes){ NULL, 0 };
+    if (span_type(metadata) != SPAN_OBJECT) return;
+    for (struct span_walk w = span_walk(metadata); span_next(&w, &m);) {
+        if (span_same_name(m.name, BYTES_LITERAL("updated"))) facts->updated = m.value;
+        else if (span_same_name(m.name, BYTES_LITERAL("created"))) facts->created = m.value;
+        else if (span_same_name(m.name, BYTES_LITERAL("ipAddress"))) facts->ip_address = m.value;
+        else if (span_same_name(m.name, BYTES_LITERAL("userAgent"))) facts->user_agent = m.value;
+    }
+}
+
+bool session_facts(struct bytes doc, struct session_facts *facts)
 {
     size_t at;
+    struct span_member m;
+    *facts = (struct session_facts){ .etag = "" };
     if (span_check_object(doc, 0, &at) != SPAN_OK) return false;
+    for (struct span_walk w = span_walk(doc); span_next(&w, &m);) {
+        if (span_same_name(m.name, BYTES_LITERAL("lastActivity"))) facts->last_activity = m.value;
+        else if (span_same_name(m.name, BYTES_LITERAL("userId"))) facts->user_id = m.value;
+        else if (span_same_name(m.name, BYTES_LITERAL("metadata"))) metadata_facts(m.value, facts);
+    }
 
     /* The two values that come and go, in the order in which they stand. */
-    struct bytes gap[2] = { { NULL, 0 }, { NULL, 0 } };
-    struct span_member m, updated;
-    for (struct span_walk w = span_walk(doc); span_next(&w, &m);) {
-        if (span_same_name(m.name, BYTES_LITERAL("lastActivity")))
-            gap[0] = m.value;
-        else if (span_same_name(m.name, BYTES_LITERAL("metadata")))
-            gap[1] = span_type(m.value) == SPAN_OBJECT && span_find(m.value, "updated", &updated)
-                         ? updated.value
-                         : (struct bytes){ NULL, 0 };
-    }
+    struct bytes gap[2] = { facts->last_activity, facts->updated };
     if (gap[0].at > gap[1].at) {
         struct bytes first = gap[1];
         gap[1] = gap[0];
@@ -435,7 +447,18 @@ bool session_tags(struct bytes doc, char etag[SESSION_TAG_BYTES], char version[S
         from = gap[i].at + gap[i].len;
     }
     rest = ids_hash((struct bytes){ from, (size_t)(doc.at + doc.len - from) }, rest);
-    put_tag(etag, "\"", ids_hash(doc, 0));
-    put_tag(version, "\"v", rest);
+    put_tag(facts->etag, "\"", ids_hash(doc, 0));
+    put_tag(facts->version, "\"v", rest);
     return true;
+}
+
+void session_user(struct bytes user_id, char *out, size_t out_bytes)
+{
+    struct buf name = BUF_INIT(out_bytes - 1);
+    out[0] = '\0';
+    if (span_type(user_id) != SPAN_STRING) return;
+    struct bytes raw = { user_id.at + 1, user_id.len - 2 };
+    if (span_is_plain_text(raw)) span_decode(raw, &name);
+    if (!buf_overflowed(&name)) memcpy(out, buf_text(&name), name.len + 1);
+    buf_done(&name);
 }

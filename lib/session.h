@@ -52,10 +52,19 @@ bool session_new(const struct session_edit *given, const struct session_origin *
  * unusable. True says nothing about the length: see buf_overflowed(out). */
 bool session_apply(const struct session_edit *edit, struct bytes doc, struct buf *out, struct json_fault *f);
 
-/* Two names for a stored document: `etag` for its bytes, `version` for its bytes without the values of lastActivity
- * and metadata.updated, which change with every move of a mouse. Both come with their quotes and are never equal.
+/* What one pass over a stored document tells. Two names: `etag` for its bytes, `version` for its bytes without the
+ * values of lastActivity and metadata.updated, which change with every move of a mouse; both come with their quotes and
+ * are never equal. And raw values, in the document's own bytes; no bytes where it has none.
  * False if `doc` is no JSON object: then it is corrupt. */
 #define SESSION_TAG_BYTES 24
-bool session_tags(struct bytes doc, char etag[SESSION_TAG_BYTES], char version[SESSION_TAG_BYTES]);
+struct session_facts {
+    char etag[SESSION_TAG_BYTES], version[SESSION_TAG_BYTES];
+    struct bytes user_id, last_activity;
+    struct bytes created, updated, ip_address, user_agent; /* in metadata */
+};
+bool session_facts(struct bytes doc, struct session_facts *facts);
+
+/* The user's name that a raw userId stands for, or "": nobody's, or longer than out_bytes - 1. */
+void session_user(struct bytes user_id, char *out, size_t out_bytes);
 
 #endif

@@ -14,13 +14,28 @@ struct store *store_open(const struct config *cfg, struct pollset *pollset, stru
 void store_close(struct store *st);
 
 /* As the operations of store_backend.h. A document in `doc` on return is what was stored, byte for byte. */
-bool store_get(struct store *st, const char *id, int64_t deadline_ms, struct buf *doc, struct store_result *res,
-               struct err *e);
-bool store_create(struct store *st, const char *id, struct bytes doc, int64_t ttl_ms, int64_t deadline_ms,
-                  struct store_result *res, struct err *e);
-bool store_update(struct store *st, const char *id, store_edit_fn *edit, void *ctx, int64_t ttl_ms,
+bool store_get(struct store *st, const char *id, int64_t roll_ms, int64_t deadline_ms, struct buf *doc,
+               struct store_result *res, struct err *e);
+bool store_create(struct store *st, const char *id, struct bytes doc, const struct store_terms *terms,
+                  int64_t deadline_ms, struct store_result *res, struct err *e);
+bool store_update(struct store *st, const char *id, store_edit_fn *edit, void *ctx, const struct store_terms *terms,
+                  int64_t deadline_ms, struct store_result *res, struct err *e);
+bool store_rotate(struct store *st, const char *id, store_edit_fn *edit, void *ctx, const struct store_terms *terms,
+                  struct store_rotation *rotation, int64_t deadline_ms, struct buf *doc, struct store_result *res,
+                  struct err *e);
+bool store_list(struct store *st, const char *user, int64_t deadline_ms, store_each_fn *each, void *ctx,
+                struct err *e);
+
+/* Whose session it is stands in the document, so the caller says it: `user` "" for nobody's. */
+bool store_expire(struct store *st, const char *id, const char *user, int64_t life_ms, bool only_longer,
                   int64_t deadline_ms, struct store_result *res, struct err *e);
 bool store_delete(struct store *st, const char *id, int64_t deadline_ms, struct store_result *res, struct err *e);
+
+/* Lets the index of users and whoever follows the events know of a live session whose life has changed. */
+void store_tell_life(struct store *st, const char *id, const char *user, int64_t expires_at_ms);
+
+/* A step of the hourly repair: call it until heal->done. For one process of the cluster at a time. */
+bool store_heal(struct store *st, struct store_heal *heal, int64_t deadline_ms, struct err *e);
 
 /* Can sessions be written now? Asks the place, if that is another process. */
 bool store_ready(struct store *st, int64_t deadline_ms, struct err *e);

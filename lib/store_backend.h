@@ -6,6 +6,7 @@
 
 #include "buf.h"
 #include "err.h"
+#include "ids.h"
 
 #include <stdint.h>
 
@@ -13,8 +14,53 @@
 struct store_result {
     bool found;            /* the session was there (for create: the id was taken) */
     bool changed;          /* the store holds something else now */
+    bool deleted;          /* update: by its edit */
+    bool gone;             /* create: the id was deleted or rotated not long ago and stays gone */
     int64_t expires_at_ms; /* wall; 0 = not known here */
 };
+
+/* What goes with a document that is written. For an update the edit may fill it in: it is read when the edit returns. */
+#define STORE_USER_BYTES 256
+struct store_terms {
+    int64_t ttl_ms;  /* the remaining life becomes this, or stays if it is longer... */
+    int64_t most_ms; /* ...but never longer than this; 0: no limit */
+    bool minted;     /* create: nobody can have known the id, so it need not be looked up among the gone ones */
+    bool announce;   /* the index of users, and whoever follows the events, are to hear of this write */
+    char user[STORE_USER_BYTES];     /* whose session it is; "": nobody's. Counts where `announce` is set */
+    char was_user[STORE_USER_BYTES]; /* whose it was before */
+};
+
+/* How long an id stays gone, and how long the request that rotated it may be repeated. */
+#define STORE_GONE_MS   86400000
+#define STORE_REPEAT_MS 60000
+
+/* A session that gets a new id. */
+#define STORE_KEY_HASH_BYTES 40
+struct store_rotation {
+    char key_hash[STORE_KEY_HASH_BYTES]; /* names the request, so that its repetition gets the same id; "": no repetition */
+    char new_id[IDS_TEXT_BYTES]; /* the id to give; afterwards the one that the session has */
+    bool repeated;               /* an earlier request of this name had done it: nothing was edited */
+};
+
+/* What others hear of a session. */
+enum store_event_kind { STORE_CREATED, STORE_UPDATED, STORE_ROTATED, STORE_DELETED };
+struct store_event {
+    enum store_event_kind kind;
+    const char *id, *was_id;     /* was_id: of a rotated one; else NULL */
+    const char *user, *was_user; /* "": nobody */
+    int64_t expires_at_ms;       /* wall; 0: not known, or deleted */
+};
+
+/* Progress of making the index of users equal to the sessions; all zero to begin. */
+struct store_heal {
+    int phase, server;
+    char cursor[24];
+    bool done;
+    int64_t sessions, entered, removed; /* seen; entries put right, entries of no session taken out */
+};
+
+/* Called for each session of a user; false: it is not the user's any more. Must not call the store. */
+typedef bool store_each_fn(void *ctx, const char *id, struct bytes doc, int64_t expires_at_ms);
 
 enum store_verdict { STORE_KEEP, STORE_WRITE, STORE_DELETE };
 
@@ -26,22 +72,48 @@ typedef enum store_verdict store_edit_fn(void *ctx, struct bytes doc, struct buf
 struct store_ops {
     const char *name; /* as logs and metrics show it */
 
-    /* Appends the stored bytes to `doc`, or res->found is false. */
-    bool (*get)(void *self, const char *id, int64_t deadline_ms, struct buf *doc, struct store_result *res,
-                struct err *e);
+    /* Appends the stored bytes to `doc`, or res->found is false. With `roll_ms` above 0 a life that is more than a
+     * tenth of it shorter may be set to it in the same step (res->changed); with STORE_ASK_LIFE only res->expires_at_ms
+     * is wanted too; with 0 nothing more is asked than costs nothing. */
+    bool (*get)(void *self, const char *id, int64_t roll_ms, int64_t deadline_ms, struct buf *doc,
+                struct store_result *res, struct err *e);
+#define STORE_ASK_LIFE (-1)
 
-    /* Stores `doc` under `id` unless that id is there already (res->found). ERR_FULL at the operator's limit. */
-    bool (*create)(void *self, const char *id, struct bytes doc, int64_t ttl_ms, int64_t deadline_ms,
+    /* Stores `doc` under `id` unless that id is there already (res->found) or gone for good (res->gone). ERR_FULL at
+     * the operator's limit. */
+    bool (*create)(void *self, const char *id, struct bytes doc, const struct store_terms *terms, int64_t deadline_ms,
                    struct store_result *res, struct err *e);
 
     /* Reads, lets `edit` decide, and writes only if nobody wrote in between, else again from the start: no update is
-     * lost, and a session that is gone stays gone (res->found false, edit not called). A write sets the remaining
-     * life to ttl_ms, or leaves it if it is longer. */
-    bool (*update)(void *self, const char *id, store_edit_fn *edit, void *ctx, int64_t ttl_ms, int64_t deadline_ms,
+     * lost, and a session that is gone stays gone (res->found false, edit not called). */
+    bool (*update)(void *self, const char *id, store_edit_fn *edit, void *ctx, const struct store_terms *terms,
+                   int64_t deadline_ms, struct store_result *res, struct err *e);
+
+    /* Gives the session another id. `doc` gets what stands under it: what `edit` made of the document, or, if an
+     * earlier request of the same name has done it within STORE_REPEAT_MS, what stands there now. res->found false: the
+     * session is not there, and no such request was. Killed at any moment it leaves the session under one id: the old
+     * one, or the new one, which a repetition gets. */
+    bool (*rotate)(void *self, const char *id, store_edit_fn *edit, void *ctx, const struct store_terms *terms,
+                   struct store_rotation *rotation, int64_t deadline_ms, struct buf *doc, struct store_result *res,
+                   struct err *e);
+
+    /* Sets the remaining life, with `only_longer` unless it is longer already. */
+    bool (*expire)(void *self, const char *id, int64_t life_ms, bool only_longer, int64_t deadline_ms,
                    struct store_result *res, struct err *e);
 
-    /* Deletes; res->found says whether it was there. */
-    bool (*del)(void *self, const char *id, int64_t deadline_ms, struct store_result *res, struct err *e);
+    /* Deletes for good; res->found says whether it was there. What was deleted is appended to `was`, unless NULL. */
+    bool (*del)(void *self, const char *id, int64_t deadline_ms, struct buf *was, struct store_result *res,
+                struct err *e);
+
+    /* Calls `each` for the live sessions of `user`. */
+    bool (*list)(void *self, const char *user, int64_t deadline_ms, store_each_fn *each, void *ctx, struct err *e);
+
+    /* A step of making the index of users equal to the sessions, where they can differ: after a process was killed
+     * between the two. */
+    bool (*heal)(void *self, struct store_heal *heal, int64_t deadline_ms, struct err *e);
+
+    /* Lets others know; nobody waits for it, and what a crash loses, heal() finds. NULL where there is nobody. */
+    void (*tell)(void *self, const struct store_event *event);
 
     /* Live sessions held. May be slow; for operators and tests. */
     bool (*count)(void *self, int64_t deadline_ms, int64_t *sessions, struct err *e);

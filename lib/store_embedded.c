@@ -4,6 +4,7 @@
 #include "log.h"
 #include "mem.h"
 #include "metrics.h"
+#include "session.h"
 #include "task.h"
 #include "turns.h"
 
@@ -24,6 +25,7 @@
 #define QUICK_CHECK_BYTES  (8 << 20)    /* a larger file is checked at start only after damage was met */
 #define PURGE_STEP_MOST_MS 64000        /* how much later than expires_ms purge_ms may be */
 #define MAKE_ROOM          256          /* expired sessions that one create at the limit deletes at most */
+#define HEAL_STEP          100          /* rows that one step of heal() looks at */
 #define WAL_BOUND_PAGES    8192         /* 32 MiB: beyond this housekeeping makes the WAL begin again */
 #define WAL_REST_PAGES     64           /* so little to copy may keep writers waiting */
 #define WAL_COPIES         16           /* most that are tried to come down to that */
@@ -53,13 +55,23 @@ static const char *const migrations[] = {
     "CREATE INDEX sessions_purge ON sessions (purge_ms);"
     "CREATE TABLE totals (rows INTEGER);"
     "INSERT INTO totals VALUES (NULL);",
+    "ALTER TABLE sessions ADD COLUMN user_id TEXT;" /* as in doc; NULL: nobody's */
+    "CREATE INDEX sessions_user ON sessions (user_id) WHERE user_id IS NOT NULL;"
+    "UPDATE sessions SET user_id = nullif(CASE WHEN json_valid(CAST(doc AS TEXT)) THEN"
+    " CASE json_type(CAST(doc AS TEXT), '$.userId') WHEN 'text' THEN json_extract(CAST(doc AS TEXT), '$.userId') END"
+    " END, '');"
+    /* Ids that were deleted or rotated; of the latter the new id and the name of the request that may be repeated. */
+    "CREATE TABLE gone (id TEXT NOT NULL PRIMARY KEY, expires_ms INTEGER NOT NULL, heir TEXT, key_hash TEXT,"
+    "                   repeat_until_ms INTEGER) WITHOUT ROWID;"
+    "CREATE INDEX gone_expires ON gone (expires_ms);",
 };
 #define SCHEMA_VERSION ((int64_t)(sizeof migrations / sizeof migrations[0]))
 
 /* clang-format off */
 enum sql {
     SQL_BEGIN_READ, SQL_BEGIN_WRITE, SQL_COMMIT, SQL_ROLLBACK,
-    SQL_FIND, SQL_INSERT, SQL_UPDATE, SQL_TOUCH, SQL_DELETE, SQL_PURGE, SQL_ANY_EXPIRED,
+    SQL_FIND, SQL_INSERT, SQL_UPDATE, SQL_TOUCH, SQL_OWN, SQL_LIFE, SQL_DELETE, SQL_PURGE, SQL_ANY_EXPIRED,
+    SQL_MARK_GONE, SQL_FIND_GONE, SQL_PURGE_GONE, SQL_OF_USER, SQL_OWNERS, SQL_OWNER,
     SQL_COUNT_LIVE, SQL_COUNT_ROWS, SQL_TOTAL, SQL_TOTAL_SET, SQL_TOTAL_ADD, SQL_TOTAL_FORGET, SQL_TOTAL_SAME,
     SQL_STATEMENTS
 };
@@ -69,13 +81,23 @@ static const char *const sql_text[SQL_STATEMENTS] = {
     [SQL_COMMIT]       = "COMMIT",
     [SQL_ROLLBACK]     = "ROLLBACK",
     [SQL_FIND]         = "SELECT rowid, expires_ms, purge_ms, doc FROM sessions WHERE id = ?1",
-    [SQL_INSERT]       = "INSERT INTO sessions (doc, expires_ms, purge_ms, id) VALUES (?1, ?2, ?3, ?4)",
+    [SQL_INSERT]       = "INSERT INTO sessions (doc, expires_ms, purge_ms, id, user_id) VALUES (?1, ?2, ?3, ?4, ?5)",
     [SQL_UPDATE]       = "UPDATE sessions SET doc = ?1, expires_ms = ?2, purge_ms = ?3 WHERE rowid = ?4",
     [SQL_TOUCH]        = "UPDATE sessions SET doc = ?1, expires_ms = ?2 WHERE rowid = ?4",
+    [SQL_OWN]          = "UPDATE sessions SET doc = ?1, expires_ms = ?2, purge_ms = ?3, user_id = ?5 WHERE rowid = ?4",
+    [SQL_LIFE]         = "UPDATE sessions SET expires_ms = ?1, purge_ms = ?2 WHERE rowid = ?3",
     [SQL_DELETE]       = "DELETE FROM sessions WHERE rowid = ?1",
     [SQL_PURGE]        = "DELETE FROM sessions WHERE rowid IN"
                          " (SELECT rowid FROM sessions WHERE purge_ms <= ?1 ORDER BY purge_ms LIMIT ?2)",
-    [SQL_ANY_EXPIRED]  = "SELECT EXISTS (SELECT 1 FROM sessions WHERE purge_ms <= ?1)",
+    [SQL_ANY_EXPIRED]  = "SELECT EXISTS (SELECT 1 FROM sessions WHERE purge_ms <= ?1)"
+                         " OR EXISTS (SELECT 1 FROM gone WHERE expires_ms <= ?1)",
+    [SQL_MARK_GONE]    = "INSERT OR REPLACE INTO gone VALUES (?1, ?2, ?3, ?4, ?5)",
+    [SQL_FIND_GONE]    = "SELECT heir, key_hash, repeat_until_ms FROM gone WHERE id = ?1 AND expires_ms > ?2",
+    [SQL_PURGE_GONE]   = "DELETE FROM gone WHERE id IN"
+                         " (SELECT id FROM gone WHERE expires_ms <= ?1 ORDER BY expires_ms LIMIT ?2)",
+    [SQL_OF_USER]      = "SELECT id, doc, expires_ms FROM sessions WHERE user_id = ?1 AND expires_ms > ?2",
+    [SQL_OWNERS]       = "SELECT rowid, doc, user_id FROM sessions WHERE rowid > ?1 ORDER BY rowid LIMIT ?2",
+    [SQL_OWNER]        = "UPDATE sessions SET user_id = ?1 WHERE rowid = ?2",
     [SQL_COUNT_LIVE]   = "SELECT (SELECT count(*) FROM sessions WHERE purge_ms > ?1 + " STRING(PURGE_STEP_MOST_MS) ")"
                          "     + (SELECT count(*) FROM sessions WHERE purge_ms > ?1 AND purge_ms <= ?1 + "
                                   STRING(PURGE_STEP_MOST_MS) " AND expires_ms > ?1)",
@@ -88,7 +110,7 @@ static const char *const sql_text[SQL_STATEMENTS] = {
 };
 /* clang-format on */
 
-enum op_kind { OP_CREATE, OP_UPDATE, OP_DELETE };
+enum op_kind { OP_CREATE, OP_UPDATE, OP_ROTATE, OP_EXPIRE, OP_DELETE };
 
 /* A write on its way. It lies on the stack of whoever asked for it and is in the list of its round until it is done
  * or its asker has given up. */
@@ -98,9 +120,14 @@ struct op {
     enum op_kind kind;
     const char *id;
     struct bytes doc;    /* create */
-    store_edit_fn *edit; /* update */
+    store_edit_fn *edit; /* update, rotate */
     void *edit_ctx;
-    int64_t ttl_ms, deadline_ms;
+    const struct store_terms *terms; /* create, update, rotate */
+    struct store_rotation *rotation;
+    struct buf *read; /* rotate: what stands under the new id; delete: what was deleted, or NULL */
+    int64_t life_ms;  /* expire */
+    bool only_longer;
+    int64_t deadline_ms;
     bool done, ok; /* ok counts once the transaction is committed */
     struct store_result result;
     struct err err;
@@ -219,15 +246,33 @@ static void find_done(struct store_embedded *se)
     sqlite3_reset(se->statement[SQL_FIND]);
 }
 
-/* Stores `doc` in `row`, or in a new one if it is none yet, and moves its end on, never back. */
-static bool put(struct store_embedded *se, struct row *row, const char *id, struct bytes doc, int64_t ttl_ms,
-                struct err *e)
+/* When a session that ends at expires_ms may be purged: see "Schema". */
+static int64_t purge_time(int64_t expires_ms, int64_t ttl_ms)
 {
     int64_t step_ms = ttl_ms / 1024 < PURGE_STEP_MOST_MS ? ttl_ms / 1024 : PURGE_STEP_MOST_MS;
     if (step_ms < 1) step_ms = 1;
-    if (row->expires_ms < se->now_ms + ttl_ms) row->expires_ms = se->now_ms + ttl_ms;
-    int64_t purge_ms = (row->expires_ms + step_ms - 1) / step_ms * step_ms;
-    enum sql how = row->rowid == 0 ? SQL_INSERT : purge_ms != row->purge_ms ? SQL_UPDATE : SQL_TOUCH;
+    return (expires_ms + step_ms - 1) / step_ms * step_ms;
+}
+
+static void bind_text(struct store_embedded *se, enum sql which, int parameter, const char *text)
+{
+    if (text == NULL || text[0] == '\0') sqlite3_bind_null(se->statement[which], parameter);
+    else sqlite3_bind_text(se->statement[which], parameter, text, -1, SQLITE_STATIC);
+}
+
+/* Stores `doc` in `row`, or in a new one if it is none yet, and moves its end on, never back but for the most that the
+ * terms allow. */
+static bool put(struct store_embedded *se, struct row *row, const char *id, struct bytes doc,
+                const struct store_terms *terms, struct err *e)
+{
+    if (row->expires_ms < se->now_ms + terms->ttl_ms) row->expires_ms = se->now_ms + terms->ttl_ms;
+    if (terms->most_ms > 0 && row->expires_ms > se->now_ms + terms->most_ms)
+        row->expires_ms = se->now_ms + terms->most_ms;
+    int64_t purge_ms = purge_time(row->expires_ms, terms->ttl_ms);
+    enum sql how = row->rowid == 0           ? SQL_INSERT
+                   : terms->announce         ? SQL_OWN
+                   : purge_ms != row->purge_ms ? SQL_UPDATE
+                                               : SQL_TOUCH;
 
     sqlite3_bind_blob64(se->statement[how], 1, doc.len > 0 ? doc.at : "", doc.len, SQLITE_STATIC);
     bind(se, how, 2, row->expires_ms);
@@ -236,9 +281,40 @@ static bool put(struct store_embedded *se, struct row *row, const char *id, stru
         sqlite3_bind_text(se->statement[how], 4, id, -1, SQLITE_STATIC);
     else
         bind(se, how, 4, row->rowid);
+    if (how == SQL_INSERT || how == SQL_OWN) bind_text(se, how, 5, terms->user);
     if (!run(se, how, e)) return false;
     se->rows_added += how == SQL_INSERT;
     return true;
+}
+
+/* Nothing brings `id` back from here on; `rotation`: where its session has gone. */
+static bool mark_gone(struct store_embedded *se, const char *id, const struct store_rotation *rotation, struct err *e)
+{
+    bool repeatable = rotation != NULL && rotation->key_hash[0] != '\0';
+    bind_text(se, SQL_MARK_GONE, 1, id);
+    bind(se, SQL_MARK_GONE, 2, se->now_ms + STORE_GONE_MS);
+    bind_text(se, SQL_MARK_GONE, 3, repeatable ? rotation->new_id : NULL);
+    bind_text(se, SQL_MARK_GONE, 4, repeatable ? rotation->key_hash : NULL);
+    bind(se, SQL_MARK_GONE, 5, repeatable ? se->now_ms + STORE_REPEAT_MS : 0);
+    return run(se, SQL_MARK_GONE, e);
+}
+
+/* Is `id` gone? Then, if the request that rotated it may be repeated by now_ms under this name, *heir is its new id. */
+static bool find_gone(struct store_embedded *se, const char *id, const char *key_hash, bool *gone,
+                      char heir[IDS_TEXT_BYTES], struct err *e)
+{
+    sqlite3_stmt *s = se->statement[SQL_FIND_GONE];
+    heir[0] = '\0';
+    bind_text(se, SQL_FIND_GONE, 1, id);
+    bind(se, SQL_FIND_GONE, 2, se->now_ms);
+    int rc = sqlite3_step(s);
+    bool ok = rc == SQLITE_ROW || rc == SQLITE_DONE || failed(se, sql_text[SQL_FIND_GONE], e);
+    *gone = rc == SQLITE_ROW;
+    const char *hash = *gone ? (const char *)sqlite3_column_text(s, 1) : NULL;
+    if (hash != NULL && strcmp(hash, key_hash) == 0 && sqlite3_column_int64(s, 2) > se->now_ms)
+        snprintf(heir, IDS_TEXT_BYTES, "%s", (const char *)sqlite3_column_text(s, 0));
+    sqlite3_reset(s);
+    return ok;
 }
 
 static bool erase(struct store_embedded *se, const struct row *row, struct err *e)
@@ -256,6 +332,15 @@ static bool purge(struct store_embedded *se, int most, int64_t *purged, struct e
     if (!run(se, SQL_PURGE, e)) return false;
     *purged = sqlite3_changes64(se->db);
     se->rows_added -= *purged;
+    return true;
+}
+
+static bool purge_gone(struct store_embedded *se, int most, bool *more, struct err *e)
+{
+    bind(se, SQL_PURGE_GONE, 1, se->now_ms);
+    bind(se, SQL_PURGE_GONE, 2, most);
+    if (!run(se, SQL_PURGE_GONE, e)) return false;
+    *more = sqlite3_changes64(se->db) == most;
     return true;
 }
 
@@ -332,12 +417,14 @@ static bool run_create(struct store_embedded *se, struct op *op)
     find_done(se);
     if (!ok) return false;
     op->result.found = row.live;
-    if (!row.live) {
+    char heir[IDS_TEXT_BYTES];
+    if (!row.live && !op->terms->minted && !find_gone(se, op->id, "", &op->result.gone, heir, &op->err)) return false;
+    if (!row.live && !op->result.gone) {
         if (row.rowid != 0)
             row.expires_ms = 0; /* an expired one makes way, its time counts no more */
         else if (!make_room(se, &op->err))
             return false;
-        if (!put(se, &row, op->id, op->doc, op->ttl_ms, &op->err)) return false;
+        if (!put(se, &row, op->id, op->doc, op->terms, &op->err)) return false;
         op->result.changed = true;
     }
     op->result.expires_at_ms = row.expires_ms;
@@ -356,29 +443,95 @@ static bool run_update(struct store_embedded *se, struct op *op)
 
     op->result.found = row.live;
     op->result.changed = verdict != STORE_KEEP;
-    if (verdict == STORE_DELETE) return erase(se, &row, &op->err);
+    op->result.deleted = verdict == STORE_DELETE;
+    if (verdict == STORE_DELETE) return erase(se, &row, &op->err) && mark_gone(se, op->id, NULL, &op->err);
     if (verdict == STORE_WRITE) {
         if (buf_overflowed(&se->edited))
             return err_set(&op->err, ERR_INTERNAL, "embedded store: document over %u bytes", DOCUMENT_MOST);
-        if (!put(se, &row, op->id, buf_bytes(&se->edited), op->ttl_ms, &op->err)) return false;
+        if (!put(se, &row, op->id, buf_bytes(&se->edited), op->terms, &op->err)) return false;
     }
     op->result.expires_at_ms = row.live ? row.expires_ms : 0;
     return true;
+}
+
+/* The id is not there. If a request of this name has rotated it a moment ago, its answer is this one's too. */
+static bool repeat_rotation(struct store_embedded *se, struct op *op)
+{
+    struct row row;
+    char heir[IDS_TEXT_BYTES];
+    bool gone;
+    if (op->rotation->key_hash[0] == '\0') return true;
+    if (!find_gone(se, op->id, op->rotation->key_hash, &gone, heir, &op->err)) return false;
+    if (heir[0] == '\0') return true;
+    bool ok = find(se, heir, se->now_ms, &row, &op->err);
+    op->result.found = op->rotation->repeated = ok && row.live;
+    if (op->result.found) {
+        buf_add(op->read, row.doc);
+        op->result.expires_at_ms = row.expires_ms;
+        memcpy(op->rotation->new_id, heir, sizeof heir);
+    }
+    find_done(se);
+    return ok;
+}
+
+static bool run_rotate(struct store_embedded *se, struct op *op)
+{
+    struct row row;
+    enum store_verdict verdict = STORE_KEEP;
+    buf_reset(&se->edited);
+    bool ok = find(se, op->id, se->now_ms, &row, &op->err);
+    if (ok && row.live) verdict = op->edit(op->edit_ctx, row.doc, &se->edited);
+    find_done(se);
+    if (!ok) return false;
+    if (!row.live) return repeat_rotation(se, op);
+
+    op->result.found = true;
+    if (verdict != STORE_WRITE) return true;
+    if (buf_overflowed(&se->edited))
+        return err_set(&op->err, ERR_INTERNAL, "embedded store: document over %u bytes", DOCUMENT_MOST);
+    struct row fresh = { .expires_ms = row.expires_ms };
+    if (!erase(se, &row, &op->err) || !mark_gone(se, op->id, op->rotation, &op->err) ||
+        !put(se, &fresh, op->rotation->new_id, buf_bytes(&se->edited), op->terms, &op->err))
+        return false;
+    buf_add(op->read, buf_bytes(&se->edited));
+    op->result.changed = true;
+    op->result.expires_at_ms = fresh.expires_ms;
+    return true;
+}
+
+static bool run_expire(struct store_embedded *se, struct op *op)
+{
+    struct row row;
+    bool ok = find(se, op->id, se->now_ms, &row, &op->err);
+    find_done(se);
+    if (!ok || !row.live) return ok;
+    int64_t expires_ms = se->now_ms + op->life_ms;
+    if (op->only_longer && row.expires_ms > expires_ms) expires_ms = row.expires_ms;
+    op->result = (struct store_result){ .found = true, .changed = expires_ms != row.expires_ms,
+                                        .expires_at_ms = expires_ms };
+    if (!op->result.changed) return true;
+    bind(se, SQL_LIFE, 1, expires_ms);
+    bind(se, SQL_LIFE, 2, purge_time(expires_ms, op->life_ms));
+    bind(se, SQL_LIFE, 3, row.rowid);
+    return run(se, SQL_LIFE, &op->err);
 }
 
 static bool run_delete(struct store_embedded *se, struct op *op)
 {
     struct row row;
     bool ok = find(se, op->id, se->now_ms, &row, &op->err);
+    if (ok && row.live && op->read != NULL) buf_add(op->read, row.doc);
     find_done(se);
     if (!ok) return false;
     op->result.found = op->result.changed = row.live;
-    return !row.live || erase(se, &row, &op->err);
+    return !row.live || (erase(se, &row, &op->err) && mark_gone(se, op->id, NULL, &op->err));
 }
 
 static bool (*const op_run[])(struct store_embedded *se, struct op *op) = {
     [OP_CREATE] = run_create,
     [OP_UPDATE] = run_update,
+    [OP_ROTATE] = run_rotate,
+    [OP_EXPIRE] = run_expire,
     [OP_DELETE] = run_delete,
 };
 
@@ -484,12 +637,12 @@ static bool submit(struct store_embedded *se, struct op *op, struct store_result
 
 /* ---- The operations ------------------------------------------------------------------------------------------ */
 
-static bool get(void *self, const char *id, int64_t deadline_ms, struct buf *doc, struct store_result *res,
-                struct err *e)
+static bool get(void *self, const char *id, int64_t roll_ms, int64_t deadline_ms, struct buf *doc,
+                struct store_result *res, struct err *e)
 {
     struct store_embedded *se = self;
     struct row row;
-    (void)deadline_ms; /* a read waits for nobody */
+    (void)roll_ms, (void)deadline_ms; /* a read waits for nobody, and tells the life anyway */
     begin_shared_read(se);
     bool ok = find(se, id, clock_wall_ms(), &row, e);
     if (ok && row.live) buf_add(doc, row.doc);
@@ -498,26 +651,64 @@ static bool get(void *self, const char *id, int64_t deadline_ms, struct buf *doc
     return ok;
 }
 
-static bool create(void *self, const char *id, struct bytes doc, int64_t ttl_ms, int64_t deadline_ms,
+static bool create(void *self, const char *id, struct bytes doc, const struct store_terms *terms, int64_t deadline_ms,
                    struct store_result *res, struct err *e)
 {
-    struct op op = { .kind = OP_CREATE, .id = id, .doc = doc, .ttl_ms = ttl_ms, .deadline_ms = deadline_ms };
+    struct op op = { .kind = OP_CREATE, .id = id, .doc = doc, .terms = terms, .deadline_ms = deadline_ms };
     return submit(self, &op, res, e);
 }
 
-static bool update(void *self, const char *id, store_edit_fn *edit, void *ctx, int64_t ttl_ms, int64_t deadline_ms,
-                   struct store_result *res, struct err *e)
+static bool update(void *self, const char *id, store_edit_fn *edit, void *ctx, const struct store_terms *terms,
+                   int64_t deadline_ms, struct store_result *res, struct err *e)
 {
     struct op op = {
-        .kind = OP_UPDATE, .id = id, .edit = edit, .edit_ctx = ctx, .ttl_ms = ttl_ms, .deadline_ms = deadline_ms
+        .kind = OP_UPDATE, .id = id, .edit = edit, .edit_ctx = ctx, .terms = terms, .deadline_ms = deadline_ms
     };
     return submit(self, &op, res, e);
 }
 
-static bool del(void *self, const char *id, int64_t deadline_ms, struct store_result *res, struct err *e)
+/* All of it in one transaction. */
+static bool rotate(void *self, const char *id, store_edit_fn *edit, void *ctx, const struct store_terms *terms,
+                   struct store_rotation *rotation, int64_t deadline_ms, struct buf *doc, struct store_result *res,
+                   struct err *e)
 {
-    struct op op = { .kind = OP_DELETE, .id = id, .deadline_ms = deadline_ms };
+    struct op op = { .kind = OP_ROTATE, .id = id, .edit = edit, .edit_ctx = ctx, .terms = terms, .rotation = rotation,
+                     .read = doc, .deadline_ms = deadline_ms };
+    rotation->repeated = false;
     return submit(self, &op, res, e);
+}
+
+static bool expire(void *self, const char *id, int64_t life_ms, bool only_longer, int64_t deadline_ms,
+                   struct store_result *res, struct err *e)
+{
+    struct op op = { .kind = OP_EXPIRE, .id = id, .life_ms = life_ms, .only_longer = only_longer,
+                     .deadline_ms = deadline_ms };
+    return submit(self, &op, res, e);
+}
+
+static bool del(void *self, const char *id, int64_t deadline_ms, struct buf *was, struct store_result *res,
+                struct err *e)
+{
+    struct op op = { .kind = OP_DELETE, .id = id, .read = was, .deadline_ms = deadline_ms };
+    return submit(self, &op, res, e);
+}
+
+/* What is none of the user's any more is another's in its own row: there is nothing to take out. */
+static bool list(void *self, const char *user, int64_t deadline_ms, store_each_fn *each, void *ctx, struct err *e)
+{
+    struct store_embedded *se = self;
+    sqlite3_stmt *s = se->statement[SQL_OF_USER];
+    int rc;
+    (void)deadline_ms;
+    bind_text(se, SQL_OF_USER, 1, user);
+    bind(se, SQL_OF_USER, 2, clock_wall_ms());
+    while ((rc = sqlite3_step(s)) == SQLITE_ROW) {
+        struct bytes doc = { sqlite3_column_blob(s, 1), (size_t)sqlite3_column_bytes(s, 1) };
+        (void)each(ctx, (const char *)sqlite3_column_text(s, 0), doc, sqlite3_column_int64(s, 2));
+    }
+    bool ok = rc == SQLITE_DONE || failed(se, sql_text[SQL_OF_USER], e);
+    sqlite3_reset(s);
+    return ok;
 }
 
 static bool count(void *self, int64_t deadline_ms, int64_t *sessions, struct err *e)
@@ -526,6 +717,46 @@ static bool count(void *self, int64_t deadline_ms, int64_t *sessions, struct err
     (void)deadline_ms;
     bind(se, SQL_COUNT_LIVE, 1, clock_wall_ms());
     return run_number(se, SQL_COUNT_LIVE, sessions, e);
+}
+
+/* Looks at up to HEAL_STEP rows behind `rowid` and sets user_id to what the document says. */
+static bool heal_rows(struct store_embedded *se, int64_t rowid, struct store_heal *h, struct err *e)
+{
+    sqlite3_stmt *s = se->statement[SQL_OWNERS];
+    struct session_facts facts;
+    bool ok = true;
+    int rc = SQLITE_DONE, rows = 0;
+    bind(se, SQL_OWNERS, 1, rowid);
+    bind(se, SQL_OWNERS, 2, HEAL_STEP);
+    for (; ok && (rc = sqlite3_step(s)) == SQLITE_ROW; rows++) {
+        struct bytes doc = { sqlite3_column_blob(s, 1), (size_t)sqlite3_column_bytes(s, 1) };
+        const char *entered = (const char *)sqlite3_column_text(s, 2);
+        char user[STORE_USER_BYTES] = "";
+        rowid = sqlite3_column_int64(s, 0);
+        if (session_facts(doc, &facts)) session_user(facts.user_id, user, sizeof user);
+        if (strcmp(user, entered ? entered : "") == 0) continue;
+        *(user[0] != '\0' ? &h->entered : &h->removed) += 1;
+        bind_text(se, SQL_OWNER, 1, user);
+        bind(se, SQL_OWNER, 2, rowid);
+        ok = run(se, SQL_OWNER, e);
+    }
+    if (ok && rc != SQLITE_ROW && rc != SQLITE_DONE) ok = failed(se, sql_text[SQL_OWNERS], e);
+    sqlite3_reset(s);
+    h->sessions += rows;
+    h->done = ok && rows < HEAL_STEP;
+    snprintf(h->cursor, sizeof h->cursor, "%" PRId64, rowid);
+    return ok;
+}
+
+/* user_id is written with the document, in one transaction. Rows that do without come from a process of an older version
+ * that still had the file open when it was migrated. */
+static bool heal(void *self, struct store_heal *h, int64_t deadline_ms, struct err *e)
+{
+    struct store_embedded *se = self;
+    bool busy;
+    if (!begin_write(se, deadline_ms, &busy, e)) return false;
+    bool ok = heal_rows(se, strtoll(h->cursor, NULL, 10), h, e);
+    return end_write(se, e) && ok;
 }
 
 static void close_(void *self)
@@ -538,7 +769,11 @@ const struct store_ops store_embedded_ops = {
     .get = get,
     .create = create,
     .update = update,
+    .rotate = rotate,
+    .expire = expire,
     .del = del,
+    .list = list,
+    .heal = heal,
     .count = count,
     .flush = flush,
     .close = close_,
@@ -586,9 +821,9 @@ bool store_embedded_housekeep(struct store_embedded *se, int most, int64_t *purg
     if (!run_number(se, SQL_ANY_EXPIRED, &expired, e)) return false;
     if (expired) {
         if (!begin_write(se, clock_mono_ms() + ROUND_WAIT_MS, &busy, e)) return false;
-        bool ok = purge(se, most, purged, e);
+        bool ok = purge(se, most, purged, e) && purge_gone(se, most, more, e);
         if (!end_write(se, e) || !ok) return false;
-        *more = *purged == most;
+        *more = *more || *purged == most;
     }
     return checkpoint(se, e);
 }

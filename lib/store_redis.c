@@ -1,50 +1,84 @@
 #include "store_redis.h"
 
 #include "clock.h"
-#include "ids.h"
+#include "fault.h"
 #include "mem.h"
 #include "metrics.h"
 #include "redis.h"
+#include "redis_keys.h"
+#include "redis_rotation.h"
+#include "session_events.h"
 #include "task.h"
+#include "user_index.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 
-#define KEY_PREFIX "hyperpage:session:"
-#define KEY_BYTES (sizeof KEY_PREFIX + IDS_MOST_BYTES)
 #define MOST_DOCUMENT_BYTES (16 * 1024 * 1024)
 #define EDITED_BUCKETS 64
+#define TELL_MS 2000 /* how long the index and the stream are tried after an answer */
 
-/* Compare and set: writes ARGV[2] only where ARGV[1] still stands, and never shortens the remaining life. Answers the
- * life in ms; or what stands there now, which saves the next attempt its read; or nil: gone. */
+/* Compare and set: writes ARGV[2] only where ARGV[1] still stands. The life becomes ARGV[3], never shortened but never
+ * above ARGV[4] (0: no such end). Answers the life in ms; or what stands there now, which saves the next attempt its
+ * read; or nil: gone. */
 static const char *const script_write =
     "local now = redis.call('GET', KEYS[1])\n"
     "if not now then return nil end\n"
     "if now ~= ARGV[1] then return now end\n"
     "local left, life = redis.call('PTTL', KEYS[1]), tonumber(ARGV[3])\n"
     "if left > life then life = left end\n"
+    "local most = tonumber(ARGV[4])\n"
+    "if most > 0 and life > most then life = most end\n"
     "redis.call('SET', KEYS[1], ARGV[2], 'PX', life)\n"
     "return life";
 
-/* The same for a delete. */
-static const char *const script_compare_and_delete =
+/* Deletes, with '1' as ARGV[1] only where ARGV[2] still stands, and leaves a gone-mark in KEYS[2] for ARGV[3] ms.
+ * Answers what was deleted, or a list with what stands there instead, or nil. A key of another type is an error in GET,
+ * and it is kept. */
+static const char *const script_delete =
     "local now = redis.call('GET', KEYS[1])\n"
     "if not now then return nil end\n"
-    "if now ~= ARGV[1] then return now end\n"
-    "return redis.call('DEL', KEYS[1])";
+    "if ARGV[1] == '1' and now ~= ARGV[2] then return {now} end\n"
+    "redis.call('SET', KEYS[2], '" REDIS_GONE_PLAIN "', 'PX', ARGV[3])\n"
+    "redis.call('DEL', KEYS[1])\n"
+    "return now";
 
-/* Whatever stands there, but for a key of another type: that is an error in STRLEN, and it is kept. */
-static const char *const script_delete =
-    "redis.call('STRLEN', KEYS[1])\n"
-    "return redis.call('DEL', KEYS[1])";
+/* Creates ARGV[1] for ARGV[2] ms under an id that somebody may have had before: 1, or 0: taken, or -1: gone, as KEYS[2]
+ * says. */
+static const char *const script_create =
+    "if redis.call('EXISTS', KEYS[2]) == 1 then return -1 end\n"
+    "return redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2], 'NX') and 1 or 0";
 
-enum { SCRIPT_WRITE, SCRIPT_COMPARE_AND_DELETE, SCRIPT_DELETE, SCRIPTS };
+/* Reads with the life left (-1: without end), and, where ARGV[1] is above 0, sets that back to it if more than a tenth
+ * of it is gone: then the third of the list is 1. */
+static const char *const script_read =
+    "local now = redis.call('GET', KEYS[1])\n"
+    "if not now then return nil end\n"
+    "local left, life = redis.call('PTTL', KEYS[1]), tonumber(ARGV[1])\n"
+    "if life <= 0 or left >= life - life / 10 then return {now, left, 0} end\n"
+    "redis.call('PEXPIRE', KEYS[1], life)\n"
+    "return {now, life, 1}";
+
+/* Sets the life to ARGV[1], with '1' as ARGV[2] only if that is longer. Answers the old and the new life, or nil. */
+static const char *const script_expire =
+    "local left, life = redis.call('PTTL', KEYS[1]), tonumber(ARGV[1])\n"
+    "if left == -2 then return nil end\n"
+    "if ARGV[2] == '1' and left > life then return {left, left} end\n"
+    "redis.call('PEXPIRE', KEYS[1], life)\n"
+    "return {left, life}";
+
+enum { SCRIPT_WRITE, SCRIPT_DELETE, SCRIPT_CREATE, SCRIPT_READ, SCRIPT_EXPIRE, SCRIPT_ROTATE, SCRIPTS };
+static const char *const script_texts[SCRIPTS] = {
+    [SCRIPT_WRITE] = script_write, [SCRIPT_DELETE] = script_delete, [SCRIPT_CREATE] = script_create,
+    [SCRIPT_READ] = script_read,   [SCRIPT_EXPIRE] = script_expire,
+};
 
 /* An update that waits its turn, on the stack of its task. */
 struct update {
     store_edit_fn *edit;
     void *ctx;
-    int64_t ttl_ms, deadline_ms;
+    const struct store_terms *terms; /* as the edit left them */
+    int64_t deadline_ms;
     struct task *task;
     bool leads;                /* woken to do the work, for itself and for who waits behind */
     bool done;                 /* woken with the outcome below */
@@ -68,18 +102,13 @@ struct store_redis {
     struct redis *redis;
     struct redis_script scripts[SCRIPTS];
     struct edited *edited[EDITED_BUCKETS];
+    int64_t most_events;
 };
 
-struct key {
-    char text[KEY_BYTES];
-    struct bytes bytes;
-};
-
-static struct bytes key_of(struct key *k, const char *id)
+/* When a life that Redis names ends; 0: not known. */
+static int64_t end_of(int64_t life_ms)
 {
-    int n = snprintf(k->text, sizeof k->text, KEY_PREFIX "%s", id);
-    k->bytes = (struct bytes){ k->text, (size_t)n };
-    return k->bytes;
+    return life_ms > 0 ? clock_wall_ms() + life_ms : 0;
 }
 
 static bool unexpected(const redisReply *reply, struct err *e)
@@ -99,57 +128,126 @@ static bool take_value(redisReply *reply, struct buf *doc, bool *found, struct e
     return ok;
 }
 
-static bool redis_store_get(void *self, const char *id, int64_t deadline_ms, struct buf *doc, struct store_result *res,
-                            struct err *e)
+/* The same with the life beside it. */
+static bool read_with_life(struct store_redis *sr, const char *id, int64_t roll_ms, int64_t deadline_ms,
+                           struct buf *doc, struct store_result *res, struct err *e)
+{
+    struct session_key k;
+    struct number life;
+    struct bytes argv[] = { number(&life, roll_ms) };
+    redisReply *reply = redis_eval(sr->redis, &sr->scripts[SCRIPT_READ], session_key(&k, id), 1, argv, deadline_ms, NULL, e);
+    if (reply == NULL) return false;
+    if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 3) return take_value(reply, doc, &res->found, e);
+    res->expires_at_ms = end_of(reply->element[1]->integer);
+    res->changed = reply->element[2]->integer == 1;
+    redisReply *value = reply->element[0];
+    reply->element[0] = NULL;
+    freeReplyObject(reply);
+    return take_value(value, doc, &res->found, e);
+}
+
+static bool redis_store_get(void *self, const char *id, int64_t roll_ms, int64_t deadline_ms, struct buf *doc,
+                            struct store_result *res, struct err *e)
 {
     struct store_redis *sr = self;
-    struct key k;
+    struct session_key k;
     *res = (struct store_result){ 0 };
-    struct bytes get[] = { BYTES_LITERAL("GET"), key_of(&k, id) };
+    if (roll_ms != 0) return read_with_life(sr, id, roll_ms, deadline_ms, doc, res, e);
+    struct bytes get[] = { BYTES_LITERAL("GET"), session_key(&k, id) };
     redisReply *reply = redis_call(sr->redis, get[1], 2, get, deadline_ms, NULL, e);
     return reply != NULL && take_value(reply, doc, &res->found, e);
 }
 
-static bool redis_store_create(void *self, const char *id, struct bytes doc, int64_t ttl_ms, int64_t deadline_ms,
+/* Sends what creates a session: a plain SET where nobody can have had the id. */
+static bool send_create(struct store_redis *sr, const char *id, struct bytes doc, int64_t life_ms, bool minted,
+                        int64_t deadline_ms, bool *repeated, struct store_result *res, struct err *e)
+{
+    struct session_key k;
+    struct gone_key g;
+    struct number life;
+    struct bytes set[] = { BYTES_LITERAL("SET"), session_key(&k, id), doc, BYTES_LITERAL("PX"), number(&life, life_ms),
+                           BYTES_LITERAL("NX") };
+    struct bytes argv[] = { set[1], gone_key(&g, id), doc, set[4] };
+    redisReply *reply =
+        minted ? redis_call(sr->redis, set[1], 6, set, deadline_ms, repeated, e)
+               : redis_eval_keys(sr->redis, &sr->scripts[SCRIPT_CREATE], 2, 4, argv, deadline_ms, repeated, e);
+    if (reply == NULL) return false;
+    res->changed = reply->type == REDIS_REPLY_STATUS || reply->integer == 1;
+    res->gone = reply->type == REDIS_REPLY_INTEGER && reply->integer == -1;
+    res->found = !res->changed && !res->gone;
+    freeReplyObject(reply);
+    return true;
+}
+
+static bool redis_store_create(void *self, const char *id, struct bytes doc, const struct store_terms *terms,
+                               int64_t deadline_ms, struct store_result *res, struct err *e)
+{
+    struct store_redis *sr = self;
+    bool repeated = false, capped = terms->most_ms > 0 && terms->most_ms < terms->ttl_ms;
+    int64_t life_ms = capped ? terms->most_ms : terms->ttl_ms, expires_at_ms = clock_wall_ms() + life_ms;
+    *res = (struct store_result){ 0 };
+    if (terms->user[0] != '\0' && !user_index_put(sr->redis, terms->user, id, expires_at_ms, deadline_ms, e)) return false;
+    fault_point("create-indexed");
+    if (!send_create(sr, id, doc, life_ms, terms->minted, deadline_ms, &repeated, res, e)) return false;
+    fault_point("create-stored");
+    if (res->found && repeated) {
+        /* The first sending may have made it, and only its answer was lost: then what stands there is ours. */
+        struct buf stored = BUF_INIT(MOST_DOCUMENT_BYTES);
+        struct store_result read;
+        bool ok = redis_store_get(self, id, 0, deadline_ms, &stored, &read, e);
+        if (ok && read.found && bytes_equal(buf_bytes(&stored), doc)) *res = (struct store_result){ .changed = true };
+        buf_done(&stored);
+        if (!ok) return false;
+    }
+    if (res->changed) res->expires_at_ms = expires_at_ms;
+    return true;
+}
+
+/* Sends a delete: of `base` only, or of whatever stands there. What was deleted, or stands there instead, is the reply
+ * (see the script). */
+static redisReply *send_delete(struct store_redis *sr, const char *id, const struct buf *base, int64_t deadline_ms,
+                               bool *repeated, struct err *e)
+{
+    struct session_key k;
+    struct gone_key g;
+    struct number gone_ms;
+    struct bytes argv[] = { session_key(&k, id), gone_key(&g, id), base ? BYTES_LITERAL("1") : BYTES_LITERAL("0"), base ? buf_bytes(base) : BYTES_LITERAL(""),
+                            number(&gone_ms, STORE_GONE_MS) };
+    return redis_eval_keys(sr->redis, &sr->scripts[SCRIPT_DELETE], 2, 5, argv, deadline_ms, repeated, e);
+}
+
+static bool redis_store_del(void *self, const char *id, int64_t deadline_ms, struct buf *was, struct store_result *res,
+                            struct err *e)
+{
+    bool repeated = false;
+    *res = (struct store_result){ 0 };
+    redisReply *reply = send_delete(self, id, NULL, deadline_ms, &repeated, e);
+    if (reply == NULL) return false;
+    fault_point("delete-done");
+    /* Sent twice, the second may find nothing because the first did it. Gone is gone. */
+    res->found = res->changed = reply->type == REDIS_REPLY_STRING || repeated;
+    if (was != NULL && reply->type == REDIS_REPLY_STRING) buf_append(was, reply->str, (size_t)reply->len);
+    freeReplyObject(reply);
+    return true;
+}
+
+static bool redis_store_expire(void *self, const char *id, int64_t life_ms, bool only_longer, int64_t deadline_ms,
                                struct store_result *res, struct err *e)
 {
     struct store_redis *sr = self;
-    struct key k;
-    char life[24];
-    int n = snprintf(life, sizeof life, "%" PRId64, ttl_ms);
+    struct session_key k;
+    struct number life;
+    bool repeated; /* would do no harm */
     *res = (struct store_result){ 0 };
-    struct bytes set[] = { BYTES_LITERAL("SET"), key_of(&k, id), doc, BYTES_LITERAL("PX"), { life, (size_t)n },
-                           BYTES_LITERAL("NX") };
-    bool repeated = false;
-    int64_t now_ms = clock_wall_ms();
-    redisReply *reply = redis_call(sr->redis, set[1], 6, set, deadline_ms, &repeated, e);
+    struct bytes argv[] = { number(&life, life_ms), only_longer ? BYTES_LITERAL("1") : BYTES_LITERAL("0") };
+    redisReply *reply = redis_eval(sr->redis, &sr->scripts[SCRIPT_EXPIRE], session_key(&k, id), 2, argv, deadline_ms,
+                                   &repeated, e);
     if (reply == NULL) return false;
-    res->changed = reply->type == REDIS_REPLY_STATUS;
-    res->found = !res->changed;
-    if (res->changed) res->expires_at_ms = now_ms + ttl_ms;
-    freeReplyObject(reply);
-    if (!res->found || !repeated) return true;
-
-    /* The first sending may have made it, and only its answer was lost: then what stands there is ours. */
-    struct buf stored = BUF_INIT(MOST_DOCUMENT_BYTES);
-    struct store_result read;
-    bool ok = redis_store_get(self, id, deadline_ms, &stored, &read, e);
-    if (ok && read.found && bytes_equal(buf_bytes(&stored), doc))
-        *res = (struct store_result){ .changed = true, .expires_at_ms = now_ms + ttl_ms };
-    buf_done(&stored);
-    return ok;
-}
-
-static bool redis_store_del(void *self, const char *id, int64_t deadline_ms, struct store_result *res, struct err *e)
-{
-    struct store_redis *sr = self;
-    struct key k;
-    bool repeated = false;
-    *res = (struct store_result){ 0 };
-    redisReply *reply = redis_eval(sr->redis, &sr->scripts[SCRIPT_DELETE], key_of(&k, id), 0, NULL, deadline_ms, &repeated, e);
-    if (reply == NULL) return false;
-    /* Sent twice, the second may find nothing because the first did it. Gone is gone. */
-    res->found = res->changed = reply->integer > 0 || repeated;
+    res->found = reply->type == REDIS_REPLY_ARRAY && reply->elements == 2;
+    if (res->found) {
+        res->changed = reply->element[0]->integer != reply->element[1]->integer;
+        res->expires_at_ms = end_of(reply->element[1]->integer);
+    }
     freeReplyObject(reply);
     return true;
 }
@@ -159,36 +257,38 @@ static bool redis_store_del(void *self, const char *id, int64_t deadline_ms, str
 /* What one attempt to write came to. */
 enum outcome { OUTCOME_WRITTEN, OUTCOME_OTHER_VALUE, OUTCOME_GONE, OUTCOME_FAILED };
 
-/* Writes (or deletes, where `edited` is NULL) if `base` still stands; else `base` becomes what stands there. */
-static enum outcome compare_and_set(struct store_redis *sr, const char *id, struct buf *base, const struct buf *edited,
-                                    int64_t ttl_ms, int64_t deadline_ms, int64_t *life_ms, struct err *e)
+/* What stands there instead becomes the base of the next attempt. */
+static enum outcome other_value(struct buf *base, const redisReply *value)
 {
-    struct key k;
-    char life[24];
-    int n = snprintf(life, sizeof life, "%" PRId64, ttl_ms);
-    struct bytes argv[] = { buf_bytes(base), { NULL, 0 }, { life, (size_t)n } };
-    if (edited != NULL) argv[1] = buf_bytes(edited);
+    buf_reset(base);
+    buf_append(base, value->str, (size_t)value->len);
+    metrics_add(METRIC_cas_retries_total, 1);
+    return OUTCOME_OTHER_VALUE;
+}
+
+/* Writes if `base` still stands; else `base` becomes what stands there. */
+static enum outcome compare_and_set(struct store_redis *sr, const char *id, struct buf *base, const struct buf *edited,
+                                    int64_t ttl_ms, int64_t most_ms, int64_t deadline_ms, int64_t *life_ms,
+                                    struct err *e)
+{
+    struct session_key k;
+    struct number ttl, most;
+    struct bytes argv[] = { buf_bytes(base), buf_bytes(edited), number(&ttl, ttl_ms), number(&most, most_ms) };
     bool repeated = false;
-    redisReply *reply = redis_eval(sr->redis, &sr->scripts[edited ? SCRIPT_WRITE : SCRIPT_COMPARE_AND_DELETE], key_of(&k, id),
-                                   edited ? 3 : 1, argv, deadline_ms, &repeated, e);
+    redisReply *reply = redis_eval(sr->redis, &sr->scripts[SCRIPT_WRITE], session_key(&k, id), 4, argv, deadline_ms,
+                                   &repeated, e);
     if (reply == NULL) return OUTCOME_FAILED;
     enum outcome outcome = OUTCOME_FAILED;
     if (reply->type == REDIS_REPLY_INTEGER) {
         *life_ms = reply->integer;
         outcome = OUTCOME_WRITTEN;
     } else if (reply->type == REDIS_REPLY_NIL) {
-        outcome = repeated && edited == NULL ? OUTCOME_WRITTEN : OUTCOME_GONE;
+        outcome = OUTCOME_GONE;
     } else if (reply->type == REDIS_REPLY_STRING) {
-        struct bytes now = { reply->str, (size_t)reply->len };
         /* Sent twice, and the first did it: what stands there is what we wanted to write. */
-        bool ours = repeated && edited != NULL && bytes_equal(now, buf_bytes(edited));
+        bool ours = repeated && bytes_equal((struct bytes){ reply->str, (size_t)reply->len }, buf_bytes(edited));
         *life_ms = ttl_ms;
-        outcome = ours ? OUTCOME_WRITTEN : OUTCOME_OTHER_VALUE;
-        if (!ours) {
-            buf_reset(base);
-            buf_add(base, now);
-            metrics_add(METRIC_cas_retries_total, 1);
-        }
+        outcome = ours ? OUTCOME_WRITTEN : other_value(base, reply);
     } else {
         unexpected(reply, e);
     }
@@ -196,25 +296,49 @@ static enum outcome compare_and_set(struct store_redis *sr, const char *id, stru
     return outcome;
 }
 
-/* Runs the edits of `batch` one after another on `base`. The result is in `*edited` (a swap partner for `scratch`);
- * *verdict is that of the whole batch. A delete ends the batch: the edits behind it find nothing. */
-static void run_edits(struct update *batch, const struct buf *base, struct buf *edited, struct buf *scratch,
-                      enum store_verdict *verdict, int64_t *ttl_ms)
+/* The same for a delete. */
+static enum outcome compare_and_delete(struct store_redis *sr, const char *id, struct buf *base, int64_t deadline_ms,
+                                       struct err *e)
+{
+    bool repeated = false;
+    redisReply *reply = send_delete(sr, id, base, deadline_ms, &repeated, e);
+    if (reply == NULL) return OUTCOME_FAILED;
+    enum outcome outcome = OUTCOME_FAILED;
+    if (reply->type == REDIS_REPLY_STRING) outcome = OUTCOME_WRITTEN;
+    else if (reply->type == REDIS_REPLY_NIL) outcome = repeated ? OUTCOME_WRITTEN : OUTCOME_GONE;
+    else if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 1) outcome = other_value(base, reply->element[0]);
+    else unexpected(reply, e);
+    freeReplyObject(reply);
+    return outcome;
+}
+
+/* What the edits of a batch came to, taken together. */
+struct verdict {
+    enum store_verdict what;
+    int64_t ttl_ms, most_ms;
+    const char *user; /* of the document that is written, where somebody is to hear of it; else NULL */
+};
+
+/* Runs the edits of `batch` one after another on `base`. The result is in `*edited` (a swap partner for `scratch`). A
+ * delete ends the batch: the edits behind it find nothing. */
+static struct verdict run_edits(struct update *batch, const struct buf *base, struct buf *edited, struct buf *scratch)
 {
     const struct buf *now = base;
-    *verdict = STORE_KEEP;
-    *ttl_ms = 0;
+    struct verdict verdict = { .what = STORE_KEEP };
     for (struct update *u = batch; u != NULL; u = u->next) {
-        u->result = (struct store_result){ .found = *verdict != STORE_DELETE };
+        u->result = (struct store_result){ .found = verdict.what != STORE_DELETE };
         u->wrote = false;
-        if (*verdict == STORE_DELETE) continue;
+        if (verdict.what == STORE_DELETE) continue;
         struct buf *out = now == edited ? scratch : edited;
         buf_reset(out);
         enum store_verdict v = u->edit(u->ctx, buf_bytes(now), out);
         if (v == STORE_KEEP) continue;
         u->wrote = true;
-        *verdict = v;
-        if (u->ttl_ms > *ttl_ms) *ttl_ms = u->ttl_ms;
+        u->result.deleted = v == STORE_DELETE;
+        verdict.what = v;
+        if (u->terms->ttl_ms > verdict.ttl_ms) verdict.ttl_ms = u->terms->ttl_ms;
+        verdict.most_ms = u->terms->most_ms;
+        if (u->terms->announce) verdict.user = u->terms->user;
         if (v == STORE_WRITE) now = out;
     }
     if (now == scratch) { /* the caller looks into `edited` */
@@ -222,6 +346,20 @@ static void run_edits(struct update *batch, const struct buf *base, struct buf *
         *edited = *scratch;
         *scratch = swap;
     }
+    return verdict;
+}
+
+/* Writes what a batch came to. The index of users comes first: it may hold more than there is, never less. */
+static enum outcome write_verdict(struct store_redis *sr, struct edited *ed, const struct verdict *v,
+                                  const struct buf *edited, int64_t deadline_ms, int64_t *life_ms, struct err *e)
+{
+    if (v->what == STORE_DELETE) return compare_and_delete(sr, ed->id, &ed->base, deadline_ms, e);
+    if (v->user != NULL && v->user[0] != '\0') {
+        if (!user_index_put(sr->redis, v->user, ed->id, clock_wall_ms() + v->ttl_ms, deadline_ms, e))
+            return OUTCOME_FAILED;
+        fault_point("update-indexed");
+    }
+    return compare_and_set(sr, ed->id, &ed->base, edited, v->ttl_ms, v->most_ms, deadline_ms, life_ms, e);
 }
 
 /* Brings a batch of updates of one session to its end. */
@@ -230,33 +368,32 @@ static void write_batch(struct store_redis *sr, struct edited *ed, struct update
     struct buf edited = BUF_INIT(MOST_DOCUMENT_BYTES), scratch = BUF_INIT(MOST_DOCUMENT_BYTES);
     struct store_result read = { .found = true };
     struct err e = { .kind = ERR_NONE };
-    enum store_verdict verdict = STORE_KEEP;
-    int64_t ttl_ms = 0, life_ms = 0;
+    struct verdict verdict = { .what = STORE_KEEP };
+    int64_t life_ms = 0;
     bool ok = true;
 
     if (!ed->known) {
         buf_reset(&ed->base);
-        ok = redis_store_get(sr, ed->id, deadline_ms, &ed->base, &read, &e);
+        ok = redis_store_get(sr, ed->id, 0, deadline_ms, &ed->base, &read, &e);
     }
     for (enum outcome outcome = OUTCOME_OTHER_VALUE; ok && read.found && outcome == OUTCOME_OTHER_VALUE;) {
-        run_edits(batch, &ed->base, &edited, &scratch, &verdict, &ttl_ms);
-        if (verdict == STORE_KEEP) break;
-        outcome = compare_and_set(sr, ed->id, &ed->base, verdict == STORE_WRITE ? &edited : NULL, ttl_ms, deadline_ms,
-                                  &life_ms, &e);
+        verdict = run_edits(batch, &ed->base, &edited, &scratch);
+        if (verdict.what == STORE_KEEP) break;
+        outcome = write_verdict(sr, ed, &verdict, &edited, deadline_ms, &life_ms, &e);
         ok = outcome != OUTCOME_FAILED;
         read.found = outcome != OUTCOME_GONE;
     }
-    int64_t now_ms = clock_wall_ms();
+    fault_point("update-stored");
     for (struct update *u = batch; u != NULL; u = u->next) {
         u->ok = ok;
         u->error = e;
         if (!read.found) u->result = (struct store_result){ 0 };
         if (ok && u->wrote && read.found) {
             u->result.changed = true;
-            if (verdict == STORE_WRITE) u->result.expires_at_ms = now_ms + life_ms;
+            if (verdict.what == STORE_WRITE) u->result.expires_at_ms = end_of(life_ms);
         }
     }
-    ed->known = ok && read.found && verdict == STORE_WRITE;
+    ed->known = ok && read.found && verdict.what == STORE_WRITE;
     if (ed->known) {
         buf_reset(&ed->base);
         buf_add(&ed->base, buf_bytes(&edited));
@@ -315,11 +452,12 @@ static bool lead(struct store_redis *sr, struct edited *ed, struct update *self)
     return true;
 }
 
-static bool redis_store_update(void *self, const char *id, store_edit_fn *edit, void *ctx, int64_t ttl_ms,
-                               int64_t deadline_ms, struct store_result *res, struct err *e)
+static bool redis_store_update(void *self, const char *id, store_edit_fn *edit, void *ctx,
+                               const struct store_terms *terms, int64_t deadline_ms, struct store_result *res,
+                               struct err *e)
 {
     struct store_redis *sr = self;
-    struct update u = { .edit = edit, .ctx = ctx, .ttl_ms = ttl_ms, .deadline_ms = deadline_ms, .task = task_current() };
+    struct update u = { .edit = edit, .ctx = ctx, .terms = terms, .deadline_ms = deadline_ms, .task = task_current() };
     struct edited **slot = edited_find(sr, id), *ed = *slot;
     bool first = ed == NULL;
 
@@ -342,12 +480,77 @@ static bool redis_store_update(void *self, const char *id, store_edit_fn *edit, 
     return u.ok;
 }
 
+static bool redis_store_rotate(void *self, const char *id, store_edit_fn *edit, void *ctx,
+                               const struct store_terms *terms, struct store_rotation *rotation, int64_t deadline_ms,
+                               struct buf *doc, struct store_result *res, struct err *e)
+{
+    struct store_redis *sr = self;
+    struct redis_rotation ro = { .redis = sr->redis, .script = &sr->scripts[SCRIPT_ROTATE], .ops = &store_redis_ops,
+                                 .store = sr, .id = id, .edit = edit, .ctx = ctx, .terms = terms,
+                                 .rotation = rotation, .deadline_ms = deadline_ms, .doc = doc };
+    return redis_rotation_run(&ro, res, e);
+}
+
+/* --- who else hears of it --- */
+
+struct telling {
+    struct store_redis *sr;
+    struct store_event event; /* its texts are below */
+    char id[IDS_TEXT_BYTES], was_id[IDS_TEXT_BYTES], user[STORE_USER_BYTES], was_user[STORE_USER_BYTES];
+};
+
+/* The new place first: between two steps the index holds more than there is, not less. A session that somebody took out
+ * of the index while it was being written is in it again from here on. */
+static bool tell_all(struct store_redis *sr, const struct store_event *ev, int64_t deadline_ms, struct err *e)
+{
+    const char *was_id = ev->was_id ? ev->was_id : ev->id;
+    bool moved = strcmp(ev->user, ev->was_user) != 0 || was_id != ev->id;
+    return (ev->user[0] == '\0' || user_index_put(sr->redis, ev->user, ev->id, ev->expires_at_ms, deadline_ms, e)) &&
+           (ev->was_user[0] == '\0' || !moved || user_index_drop(sr->redis, ev->was_user, was_id, deadline_ms, e)) &&
+           (sr->most_events == 0 || session_events_add(sr->redis, ev, sr->most_events, deadline_ms, e));
+}
+
+static void run_telling(void *arg)
+{
+    struct telling *t = arg;
+    struct err e;
+    fault_point("tell");
+    bool ok = tell_all(t->sr, &t->event, clock_mono_ms() + TELL_MS, &e);
+    metrics_add(ok ? METRIC_session_events_total : METRIC_session_events_lost_total, 1);
+    free(t);
+}
+
+/* In a task of its own: the answer to the client does not wait. */
+static void redis_store_tell(void *self, const struct store_event *event)
+{
+    struct telling *t = mem_alloc(sizeof *t);
+    t->sr = self;
+    t->event = *event;
+    t->event.id = strcpy(t->id, event->id);
+    if (event->was_id != NULL) t->event.was_id = strcpy(t->was_id, event->was_id);
+    t->event.user = strcpy(t->user, event->user);
+    t->event.was_user = strcpy(t->was_user, event->was_user);
+    if (task_current() != NULL) task_start(run_telling, t);
+    else run_telling(t);
+}
+
+static bool redis_store_list(void *self, const char *user, int64_t deadline_ms, store_each_fn *each, void *ctx,
+                             struct err *e)
+{
+    return user_index_each(((struct store_redis *)self)->redis, user, deadline_ms, each, ctx, e);
+}
+
+static bool redis_store_heal(void *self, struct store_heal *heal, int64_t deadline_ms, struct err *e)
+{
+    return user_index_heal(((struct store_redis *)self)->redis, heal, deadline_ms, e);
+}
+
 static bool count_at(struct store_redis *sr, const struct redis_address *server, int64_t deadline_ms,
                      int64_t *sessions, struct err *e)
 {
     char cursor[24] = "0";
     do {
-        struct bytes scan[] = { BYTES_LITERAL("SCAN"), bytes_of(cursor), BYTES_LITERAL("MATCH"), BYTES_LITERAL(KEY_PREFIX "*"),
+        struct bytes scan[] = { BYTES_LITERAL("SCAN"), bytes_of(cursor), BYTES_LITERAL("MATCH"), BYTES_LITERAL(REDIS_SESSION_PREFIX "*"),
                                 BYTES_LITERAL("COUNT"), BYTES_LITERAL("1000") };
         redisReply *reply = redis_call_at(sr->redis, server, 6, scan, deadline_ms, e);
         if (reply == NULL) return false;
@@ -389,13 +592,13 @@ static void redis_store_close(void *self)
     free(sr);
 }
 
-struct store_redis *store_redis_open(const struct redis_options *connection)
+struct store_redis *store_redis_open(const struct redis_options *connection, int64_t most_events)
 {
     struct store_redis *sr = mem_alloc(sizeof *sr);
     struct redis_options o = *connection;
-    sr->scripts[SCRIPT_WRITE].text = script_write;
-    sr->scripts[SCRIPT_COMPARE_AND_DELETE].text = script_compare_and_delete;
-    sr->scripts[SCRIPT_DELETE].text = script_delete;
+    sr->most_events = most_events;
+    for (int i = 0; i < SCRIPTS; i++) sr->scripts[i].text = script_texts[i];
+    sr->scripts[SCRIPT_ROTATE].text = redis_rotation_script;
     o.scripts = sr->scripts;
     o.script_count = SCRIPTS;
     sr->redis = redis_open(&o);
@@ -433,7 +636,12 @@ const struct store_ops store_redis_ops = {
     .get = redis_store_get,
     .create = redis_store_create,
     .update = redis_store_update,
+    .rotate = redis_store_rotate,
+    .expire = redis_store_expire,
     .del = redis_store_del,
+    .list = redis_store_list,
+    .heal = redis_store_heal,
+    .tell = redis_store_tell,
     .count = redis_store_count,
     .flush = redis_store_flush,
     .close = redis_store_close,

@@ -10,8 +10,9 @@ struct store_redis;
 
 extern const struct store_ops store_redis_ops;
 
-/* Open it after fork. The scripts of `connection` are set here. */
-struct store_redis *store_redis_open(const struct redis_options *connection);
+/* Open it after fork. The scripts of `connection` are set here. About `most_events` entries stay in the stream of events;
+ * 0: none are written. */
+struct store_redis *store_redis_open(const struct redis_options *connection, int64_t most_events);
 
 /* Do all servers that hold sessions answer, and is a write taken? Nothing is written. */
 bool store_redis_ready(struct store_redis *sr, int64_t deadline_ms, struct err *e);

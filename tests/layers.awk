@@ -1,15 +1,11 @@
 # layers.awk: a file of lib/ includes only headers of ours that stand before it in `modules`, or its own; so there are no
-# circles, and nothing of fcgi-app/ below. store_backend.h is what all stores of its floor share: it stands before the
-# first of them. Prints each violation as file:line and ends with 1 if there was one.
+# circles, and nothing of fcgi-app/ below. Prints each violation as file:line and ends with 1 if there was one.
 #
 #   awk -f tests/layers.awk -v modules="mem err buf ..." lib/*.c lib/*.h
 
 BEGIN {
     count = split(modules, list, " ")
-    for (i = 1; i <= count; i++) {
-        if (list[i] ~ /^store_/ && !("store_backend" in place)) place["store_backend"] = i - 0.5
-        place[list[i]] = i
-    }
+    for (i = 1; i <= count; i++) place[list[i]] = i
 }
 
 function complain(text)

@@ -5,6 +5,8 @@
 #include "config.h"
 #include "http.h"
 #include "ids.h"
+#include "life.h"
+#include "limiter.h"
 #include "shared.h"
 #include "store.h"
 
@@ -16,6 +18,8 @@ struct api {
     struct store *store;
     struct shared *shared;
     struct slot *slot;                                /* this worker's */
+    struct life_rules life;
+    struct limiter *creations;                        /* by client address; NULL: no limit */
     char *protected_names;                            /* the memory behind `protected` */
     const char *protected[API_MOST_PROTECTED + 1];    /* members that need SERVICE_TOKEN, then NULL */
 };
@@ -29,7 +33,9 @@ struct exchange {
     struct request rq;
     struct response rs;
     char request_id[IDS_TEXT_BYTES];
-    const char *path_tail;      /* what stands for * in the route's path; "" where there is none */
+    struct bytes path_tail;     /* what stands for * in the route's path */
+    bool has_cookie;            /* a session's cookie came with it, and counts */
+    bool cookie_only;           /* and nothing else names a session */
     const char *phase;          /* what it waits for, for the slow log */
     int64_t started_ms, deadline_ms; /* monotonic */
     int route;                  /* index into the routes, -1 while it has none */
@@ -48,8 +54,62 @@ void api_store_failed(struct exchange *x, const struct err *e);
 /* Does the request carry one of the tokens in `accepted` (separated by commas)? */
 bool api_has_token(const struct exchange *x, const char *accepted);
 
-/* api_sessions.c */
+/* --- api_ids.c: the session that a request names --- */
+
+enum id_given { ID_NONE, ID_GOOD, ID_WRONG };
+enum id_given api_find_id(struct exchange *x, char id[IDS_TEXT_BYTES]); /* in path, query, header, cookie */
+enum id_given api_find_body_id(struct exchange *x, struct bytes body, char id[IDS_TEXT_BYTES]); /* body, header, cookie */
+bool api_refuse_id(struct exchange *x, enum id_given given); /* 400; always true, as all that refuse */
+bool api_refuse_missing(struct exchange *x);                 /* 401 */
+
+/* SESSION_COOKIE: sets the cookie of the answer; `id` "" clears it. */
+void api_set_cookie(struct exchange *x, const char *id, int64_t expires_at_ms);
+
+/* --- api_change.c: a change of a stored document --- */
+
+/* What a request wants done to a session, and how that went; filled by the store's last call of api_apply_change(). */
+struct change {
+    struct exchange *x;
+    const char *id;
+    struct session_edit edit; /* of a delete only now_ms counts */
+    bool delete;
+    bool announce;            /* also where nothing says it must */
+    const char *prefix;       /* where the document stands in the body */
+    struct store_terms terms;
+    enum { CHANGE_MADE, CHANGE_MISSING, CHANGE_REFUSED, CHANGE_PRECONDITION, CHANGE_TOO_LARGE, CHANGE_CORRUPT } outcome;
+    struct json_fault fault;
+    char etag[SESSION_TAG_BYTES], version[SESSION_TAG_BYTES];
+};
+
+struct session_edit api_edit(const struct exchange *x, enum session_edit_kind kind, struct bytes change);
+store_edit_fn api_apply_change;
+bool api_refuse_change(struct exchange *x, const struct change *c); /* false: it was made */
+
+/* Answers for a document that is not what we accept. `prefix` is where it stands in the body. */
+bool api_refuse_document(struct exchange *x, const char *prefix, const struct json_fault *fault);
+bool api_refuse_size(struct exchange *x);
+
+/* How long a document that is written now may live; of a new one also who hears of it. */
+void api_terms(const struct api *api, const struct session_facts *is, int64_t now_ms, struct store_terms *terms);
+void api_terms_new(const struct api *api, const struct session_facts *is, int64_t now_ms, struct store_terms *terms);
+
+/* --- api_sessions.c --- */
+
 api_handler sessions_get, sessions_head, sessions_post, sessions_patch, sessions_delete;
+
+void api_session_headers(struct exchange *x, const char *etag, const char *version, int64_t expires_at_ms);
+void api_answer_document(struct exchange *x, const char *id, const char *message); /* what is in x->doc */
+
+/* An object in the body: *value is left without bytes where it is missing or null. False: it is answered. */
+bool api_read_object(struct exchange *x, struct bytes body, const char *name, struct bytes *value);
+
+/* Reads the document into x->doc and says what it tells. False: it is answered. */
+bool api_read_session(struct exchange *x, const char *id, struct session_facts *facts);
+
+/* api_rotate.c, api_extend.c */
+api_handler sessions_rotate, sessions_extend;
+/* api_admin.c */
+api_handler admin_list, admin_revoke;
 /* api_status.c */
 api_handler status_live, status_ready, status_metrics;
 

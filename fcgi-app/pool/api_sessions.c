@@ -3,119 +3,13 @@
 #include "api.h"
 
 #include "clock.h"
-#include "log.h"
-#include "mem.h"
-#include "session.h"
+#include "metrics.h"
 #include "span.h"
 
-#include <ctype.h>
+#include <stdio.h>
+#include <string.h>
 
-/* --- shared by all handlers --- */
-
-bool api_init(struct api *api, const struct config *cfg, struct store *store, struct shared *sh, struct slot *slot,
-              struct err *e)
-{
-    struct bytes item;
-    *api = (struct api){ .config = cfg, .store = store, .shared = sh, .slot = slot };
-    char *at = api->protected_names = mem_alloc(strlen(cfg->session_protected_members) + 2);
-    for (size_t i = 0; config_item(cfg->session_protected_members, i, &item); i++) {
-        if (i == API_MOST_PROTECTED)
-            return err_set(e, ERR_INPUT, "SESSION_PROTECTED_MEMBERS: allowed are %d names", API_MOST_PROTECTED);
-        memcpy(at, item.at, item.len);
-        api->protected[i] = at;
-        at += item.len + 1;
-    }
-    return true;
-}
-
-void api_done(struct api *api)
-{
-    free(api->protected_names);
-    api->protected_names = NULL;
-}
-
-bool api_has_token(const struct exchange *x, const char *accepted)
-{
-    struct bytes token = http_bearer(x->rq.authorization), item;
-    bool same = false;
-    for (size_t i = 0; config_item(accepted, i, &item); i++)
-        if (ids_same_secret(token, item)) same = true; /* and on: the time must not tell which one */
-    return same;
-}
-
-void api_store_failed(struct exchange *x, const struct err *e)
-{
-    x->error = *e;
-    x->timed_out = clock_mono_ms() >= x->deadline_ms;
-    switch (e->kind) {
-    case ERR_CORRUPT:
-        response_error(&x->rs, 500, "SESSION_CORRUPT", "What is stored under this id is no session document");
-        return;
-    case ERR_FULL:
-        response_header(&x->rs, "Retry-After", "60");
-        response_error(&x->rs, 503, "SESSION_LIMIT_REACHED", "No more sessions can be created now");
-        return;
-    case ERR_UNAVAILABLE:
-        response_header(&x->rs, "Retry-After", "1");
-        response_error(&x->rs, 503, "SESSION_STORE_UNAVAILABLE", "The session store cannot answer now");
-        return;
-    default: response_error(&x->rs, 500, "INTERNAL_ERROR", "An internal error occurred"); return;
-    }
-}
-
-/* --- what a request names --- */
-
-enum id_given { ID_NONE, ID_GOOD, ID_WRONG };
-
-/* Takes one place where an id may stand into account: the first one counts, and a second one must be the same. */
-static enum id_given add_id(enum id_given so_far, struct bytes raw, char id[IDS_TEXT_BYTES])
-{
-    char read[IDS_TEXT_BYTES];
-    size_t i = 0;
-    while (i < raw.len && isspace((unsigned char)raw.at[i])) i++;
-    if (so_far == ID_WRONG || i == raw.len) return so_far;
-    if (!ids_read(raw, read)) return ID_WRONG;
-    if (so_far == ID_GOOD) return strcmp(id, read) == 0 ? ID_GOOD : ID_WRONG;
-    memcpy(id, read, sizeof read);
-    return ID_GOOD;
-}
-
-/* The id that a request without a body names: in the path, the query, the header. */
-static enum id_given find_id(struct exchange *x, char id[IDS_TEXT_BYTES])
-{
-    struct buf value = BUF_INIT(8192);
-    enum id_given given = add_id(ID_NONE, bytes_of(x->path_tail), id);
-    for (size_t n = 0; http_query_value(x->rq.query, "sessionId", n, &value); n++) {
-        given = buf_overflowed(&value) ? ID_WRONG : add_id(given, buf_bytes(&value), id);
-        buf_reset(&value);
-    }
-    buf_done(&value);
-    return add_id(given, bytes_of(x->rq.session_id), id);
-}
-
-static bool refuse_id(struct exchange *x, enum id_given given)
-{
-    return response_error(&x->rs, 400, "INVALID_SESSION_ID", given == ID_NONE ? "sessionId is required" :
-                          "sessionId must be 1 to 128 letters, digits, dots, dashes or underscores, and the same wherever it stands");
-}
-
-static bool refuse_missing(struct exchange *x)
-{
-    return response_error(&x->rs, 401, "SESSION_NOT_FOUND", "Session not found or expired");
-}
-
-/* Answers for a document that is not what we accept. `prefix` is where it stands in the body. */
-static bool refuse_document(struct exchange *x, const char *prefix, const struct json_fault *fault)
-{
-    struct json_fault f = *fault;
-    snprintf(f.pointer, sizeof f.pointer, "%s%.200s", prefix, fault->pointer);
-    if (f.kind == JSON_MALFORMED) return response_fault(&x->rs, 400, "INVALID_JSON", "The request body is not valid JSON", &f);
-    if (f.kind == JSON_PROTECTED)
-        return response_fault(&x->rs, 403, "SESSION_MEMBER_PROTECTED", "This member can only be changed with a service token", &f);
-    return response_fault(&x->rs, 400, "INVALID_SESSION_DATA", "The session data is not valid", &f);
-}
-
-static void add_session_headers(struct exchange *x, const char *etag, const char *version, int64_t expires_at_ms)
+void api_session_headers(struct exchange *x, const char *etag, const char *version, int64_t expires_at_ms)
 {
     response_header(&x->rs, "ETag", etag);
     response_header(&x->rs, "X-Session-Version", version);
@@ -127,7 +21,17 @@ static void add_session_headers(struct exchange *x, const char *etag, const char
 
 /* --- read --- */
 
-static void answer_document(struct exchange *x, const char *id, const char *message)
+static bool refuse_corrupt(struct exchange *x, const char *id)
+{
+    char short_id[9];
+    struct err e;
+    ids_short(id, short_id);
+    err_set(&e, ERR_CORRUPT, "the stored value is no JSON object: session=%s", short_id);
+    api_store_failed(x, &e);
+    return true;
+}
+
+void api_answer_document(struct exchange *x, const char *id, const char *message)
 {
     struct buf *body = &x->rs.body;
     buf_puts(body, "{\"success\":true,\"sessionId\":");
@@ -138,64 +42,116 @@ static void answer_document(struct exchange *x, const char *id, const char *mess
     buf_puts(body, "}");
 }
 
-static void read_session(struct exchange *x, const char *id)
+bool api_read_session(struct exchange *x, const char *id, struct session_facts *facts)
 {
-    char etag[SESSION_TAG_BYTES], version[SESSION_TAG_BYTES];
     struct store_result res;
     struct err e;
     x->phase = store_name(x->api->store);
-    if (!store_get(x->api->store, id, x->deadline_ms, &x->doc, &res, &e)) {
+    if (!store_get(x->api->store, id, 0, x->deadline_ms, &x->doc, &res, &e)) {
         api_store_failed(x, &e);
-        return;
+        return false;
     }
-    if (!res.found) {
-        refuse_missing(x);
-        return;
+    if (res.found && !session_facts(buf_bytes(&x->doc), facts)) {
+        refuse_corrupt(x, id);
+        return false;
     }
-    if (!session_tags(buf_bytes(&x->doc), etag, version)) {
-        char short_id[9];
-        ids_short(id, short_id);
-        err_set(&e, ERR_CORRUPT, "the stored value is no JSON object: session=%s", short_id);
+    if (res.found && life_left_ms(&x->api->life, facts, clock_wall_ms()) > 0) return true;
+    return !api_refuse_missing(x);
+}
+
+/* SESSION_ROLLING: a read sets the life back, once a tenth of it is gone. Where a session's absolute end does not
+ * matter, the store has done it with the read. That it cannot be done is no reason not to answer. */
+static void roll(struct exchange *x, const char *id, const struct session_facts *facts, int64_t left_ms, int64_t now_ms,
+                 struct store_result *res)
+{
+    char user[STORE_USER_BYTES];
+    struct store_result set;
+    struct err e;
+    int64_t ttl_ms = life_ttl_ms(&x->api->life, left_ms);
+    session_user(facts->user_id, user, sizeof user);
+    if (res->changed) {
+        store_tell_life(x->api->store, id, user, res->expires_at_ms);
+    } else {
+        if (res->expires_at_ms == 0 || !life_roll_due(ttl_ms, res->expires_at_ms - now_ms)) return;
+        if (!store_expire(x->api->store, id, user, ttl_ms, true, x->deadline_ms, &set, &e) || !set.changed) return;
+        res->expires_at_ms = set.expires_at_ms;
+    }
+    metrics_add(METRIC_sessions_rolled_total, 1);
+    if (x->has_cookie) api_set_cookie(x, id, res->expires_at_ms);
+}
+
+/* Answers with the session; false, and nothing is answered, where there is none. */
+static bool read_session(struct exchange *x, const char *id)
+{
+    const struct api *api = x->api;
+    bool rolling = api->config->session_rolling;
+    struct session_facts facts;
+    struct store_result res;
+    struct err e;
+    x->phase = store_name(api->store);
+    int64_t roll_ms = !rolling ? 0 : api->life.absolute_ms == 0 ? api->life.ttl_ms : STORE_ASK_LIFE;
+    if (!store_get(api->store, id, roll_ms, x->deadline_ms, &x->doc, &res, &e)) {
         api_store_failed(x, &e);
-        return;
+        return true;
     }
-    add_session_headers(x, etag, version, res.expires_at_ms);
-    if (http_tag_listed(x->rq.if_none_match, etag, true)) x->rs.status = 304;
-    else answer_document(x, id, NULL);
+    if (!res.found) return false;
+    if (!session_facts(buf_bytes(&x->doc), &facts)) return refuse_corrupt(x, id);
+    int64_t now_ms = rolling || api->life.absolute_ms > 0 ? clock_wall_ms() : 0;
+    int64_t left_ms = life_left_ms(&api->life, &facts, now_ms);
+    if (left_ms <= 0) return false;
+    if (rolling) roll(x, id, &facts, left_ms, now_ms, &res);
+    api_session_headers(x, facts.etag, facts.version, res.expires_at_ms);
+    if (http_tag_listed(x->rq.if_none_match, facts.etag, true)) x->rs.status = 304;
+    else api_answer_document(x, id, NULL);
+    return true;
 }
 
 /* --- create --- */
 
-static struct session_edit edit_of(const struct exchange *x, enum session_edit_kind kind, struct bytes change)
+/* SESSION_CREATE_PER_MINUTE. Always true where it was answered. */
+static bool refuse_creation(struct exchange *x, const char *address)
 {
-    const struct config *cfg = x->api->config;
-    return (struct session_edit){ .kind = kind, .change = change, .protected = x->api->protected,
-                                  .trusted = api_has_token(x, cfg->service_token),
-                                  .keep_origin = cfg->session_protected_members[0] != '\0', .now_ms = clock_wall_ms() };
+    char seconds[24];
+    int64_t wait_ms;
+    if (x->api->creations == NULL || api_has_token(x, x->api->config->service_token) ||
+        limiter_take(x->api->creations, address, clock_mono_us(), &wait_ms)) return false;
+    metrics_add(METRIC_creations_limited_total, 1);
+    snprintf(seconds, sizeof seconds, "%lld", (long long)(wait_ms + 999) / 1000);
+    response_header(&x->rs, "Retry-After", seconds);
+    return response_error(&x->rs, 429, "RATE_LIMITED", "This address has created too many sessions in a minute");
 }
 
-/* Makes a session from the defaults and what the client gives; 200 for GET, 201 with Location for POST ?create=1. */
-static void create_session(struct exchange *x, struct bytes given, const char *prefix, bool explicit)
+/* Makes a new document in x->doc from the defaults and what the client gives. False: it is answered. */
+static bool make_document(struct exchange *x, struct bytes given, const char *prefix, struct store_terms *terms,
+                          struct session_facts *facts)
 {
     const struct config *cfg = x->api->config;
-    char id[IDS_TEXT_BYTES], address[64], etag[SESSION_TAG_BYTES], version[SESSION_TAG_BYTES], location[IDS_TEXT_BYTES + 32];
+    char address[64];
     struct session_origin from = { .ip_address = address, .user_agent = x->rq.user_agent };
-    struct session_edit edit = edit_of(x, SESSION_MERGE, given);
+    struct session_edit edit = api_edit(x, SESSION_MERGE, given);
     struct json_fault fault;
+    http_client_address(&x->rq, cfg->trusted_proxies, address);
+    buf_reset(&x->doc);
+    if (!session_new(&edit, &from, &x->doc, &fault)) return !api_refuse_document(x, prefix, &fault);
+    if (x->doc.len > (size_t)cfg->session_max_bytes || buf_overflowed(&x->doc)) return !api_refuse_size(x);
+    if (refuse_creation(x, address)) return false;
+    session_facts(buf_bytes(&x->doc), facts);
+    api_terms_new(x->api, facts, edit.now_ms, terms);
+    return true;
+}
+
+/* Makes a session; 200 for GET, 201 with Location for POST ?create=1. */
+static void create_session(struct exchange *x, struct bytes given, const char *prefix, bool explicit)
+{
+    char id[IDS_TEXT_BYTES], location[IDS_TEXT_BYTES + 32];
+    struct store_terms terms = { .minted = true };
+    struct session_facts facts;
     struct store_result res;
     struct err e;
-    http_client_address(&x->rq, cfg->trusted_proxies, address);
-    if (!session_new(&edit, &from, &x->doc, &fault)) {
-        refuse_document(x, prefix, &fault);
-        return;
-    }
-    if (x->doc.len > (size_t)cfg->session_max_bytes || buf_overflowed(&x->doc)) {
-        response_error(&x->rs, 413, "PAYLOAD_TOO_LARGE", "The session document would be larger than SESSION_MAX_BYTES");
-        return;
-    }
+    if (!make_document(x, given, prefix, &terms, &facts)) return;
     ids_new(id);
     x->phase = store_name(x->api->store);
-    if (!store_create(x->api->store, id, buf_bytes(&x->doc), cfg->session_default_ttl_seconds * 1000, x->deadline_ms, &res, &e)) {
+    if (!store_create(x->api->store, id, buf_bytes(&x->doc), &terms, x->deadline_ms, &res, &e)) {
         api_store_failed(x, &e);
         return;
     }
@@ -204,80 +160,33 @@ static void create_session(struct exchange *x, struct bytes given, const char *p
         api_store_failed(x, &e);
         return;
     }
-    session_tags(buf_bytes(&x->doc), etag, version);
-    add_session_headers(x, etag, version, res.expires_at_ms);
+    api_session_headers(x, facts.etag, facts.version, res.expires_at_ms);
+    api_set_cookie(x, id, res.expires_at_ms);
     if (explicit) {
         x->rs.status = 201;
         snprintf(location, sizeof location, "/api/sessions/%s", id);
         response_header(&x->rs, "Location", location);
     }
-    answer_document(x, id, "New session created");
+    api_answer_document(x, id, "New session created");
 }
 
 /* --- change and delete --- */
 
-/* What a request wants done to a session, and how that went; filled by the store's last call of apply_change(). */
-struct change {
-    struct exchange *x;
-    struct session_edit edit; /* not used for a delete */
-    bool delete;
-    const char *prefix;       /* where the document stands in the body */
-    enum { CHANGE_MADE, CHANGE_REFUSED, CHANGE_PRECONDITION, CHANGE_TOO_LARGE, CHANGE_CORRUPT } outcome;
-    struct json_fault fault;
-    char etag[SESSION_TAG_BYTES], version[SESSION_TAG_BYTES];
-};
-
-static enum store_verdict apply_change(void *ctx, struct bytes doc, struct buf *out)
-{
-    struct change *c = ctx;
-    const struct request *rq = &c->x->rq;
-    c->outcome = CHANGE_MADE;
-    if (!session_tags(doc, c->etag, c->version)) c->outcome = CHANGE_CORRUPT;
-    else if (rq->if_match[0] != '\0' && !http_tag_listed(rq->if_match, c->etag, false) &&
-             !http_tag_listed(rq->if_match, c->version, false)) c->outcome = CHANGE_PRECONDITION;
-    if (c->outcome != CHANGE_MADE) return STORE_KEEP;
-    if (c->delete) return STORE_DELETE;
-
-    size_t most = (size_t)c->x->api->config->session_max_bytes;
-    if (!session_apply(&c->edit, doc, out, &c->fault)) c->outcome = CHANGE_REFUSED;
-    else if (buf_overflowed(out) || (out->len > most && out->len > doc.len)) c->outcome = CHANGE_TOO_LARGE;
-    if (c->outcome != CHANGE_MADE) return STORE_KEEP;
-    session_tags(buf_bytes(out), c->etag, c->version);
-    return STORE_WRITE;
-}
-
-/* Answers for a change that was not made; false if it was. */
-static bool refused(struct exchange *x, const struct change *c)
+/* Runs a change. True: it was made; else all is answered but, where `missing` is given, that there is no session. */
+static bool change_session(struct exchange *x, const char *id, struct change *c, struct store_result *res,
+                           bool *missing)
 {
     struct err e;
-    switch (c->outcome) {
-    case CHANGE_MADE: return false;
-    case CHANGE_REFUSED: return refuse_document(x, c->prefix, &c->fault);
-    case CHANGE_PRECONDITION:
-        add_session_headers(x, c->etag, c->version, 0);
-        return response_error(&x->rs, 412, "PRECONDITION_FAILED", "The session has changed since");
-    case CHANGE_TOO_LARGE:
-        return response_error(&x->rs, 413, "PAYLOAD_TOO_LARGE", "The session document would be larger than SESSION_MAX_BYTES");
-    case CHANGE_CORRUPT:
-        err_set(&e, ERR_CORRUPT, "the stored value is no JSON object");
-        api_store_failed(x, &e);
-        return true;
-    }
-    return true;
-}
-
-/* Runs a change. True: it was made; everything else is answered. */
-static bool change_session(struct exchange *x, const char *id, struct change *c, struct store_result *res)
-{
-    struct err e;
+    /* A delete of whatever stands there need not read it first. */
+    bool blind = c->delete && x->rq.if_match[0] == '\0' && x->api->life.absolute_ms == 0;
+    c->id = id;
     x->phase = store_name(x->api->store);
-    bool ok = c->delete && x->rq.if_match[0] == '\0' /* nothing to compare with: no need to read it first */
-                  ? store_delete(x->api->store, id, x->deadline_ms, res, &e)
-                  : store_update(x->api->store, id, apply_change, c, x->api->config->session_default_ttl_seconds * 1000,
-                                 x->deadline_ms, res, &e);
+    bool ok = blind ? store_delete(x->api->store, id, x->deadline_ms, res, &e)
+                    : store_update(x->api->store, id, api_apply_change, c, &c->terms, x->deadline_ms, res, &e);
     if (!ok) api_store_failed(x, &e);
-    else if (!res->found) refuse_missing(x);
-    else return !refused(x, c);
+    else if (res->found) return !api_refuse_change(x, c);
+    else if (missing != NULL) *missing = true;
+    else api_refuse_missing(x);
     return false;
 }
 
@@ -292,69 +201,78 @@ static void answer_done(struct exchange *x, const char *id, const char *message)
     buf_printf(&x->rs.body, "\"message\":\"%s\"}", message);
 }
 
+/* Answers an update; `missing` as for change_session(). */
 static void update_session(struct exchange *x, const char *id, enum session_edit_kind kind, struct bytes change,
-                           const char *prefix, const char *message)
+                           const char *prefix, const char *message, bool *missing)
 {
-    struct change c = { .x = x, .edit = edit_of(x, kind, change), .prefix = prefix };
+    struct change c = { .x = x, .edit = api_edit(x, kind, change), .prefix = prefix };
     struct store_result res;
-    if (!change_session(x, id, &c, &res)) return;
-    add_session_headers(x, c.etag, c.version, res.expires_at_ms);
+    if (!change_session(x, id, &c, &res, missing)) return;
+    api_session_headers(x, c.etag, c.version, res.expires_at_ms);
+    if (x->has_cookie && c.terms.announce) api_set_cookie(x, id, res.expires_at_ms); /* it would end before the session */
     answer_done(x, id, message);
+}
+
+static void save_session(struct exchange *x, const char *id, struct bytes data, bool *missing)
+{
+    update_session(x, id, SESSION_REPLACE, data, "/sessionData", "Session saved successfully", missing);
 }
 
 /* SESSION_ALLOW_CLIENT_IDS: a whole document under an id that the client chose; the original's behaviour. */
 static void put_session(struct exchange *x, const char *id, struct bytes data)
 {
-    const struct config *cfg = x->api->config;
-    char address[64], etag[SESSION_TAG_BYTES], version[SESSION_TAG_BYTES];
-    struct session_origin from = { .ip_address = address, .user_agent = x->rq.user_agent };
-    struct session_edit edit = edit_of(x, SESSION_MERGE, data);
-    struct json_fault fault;
-    struct store_result res = { .found = true };
+    struct store_terms terms = { .minted = false };
+    struct session_facts facts;
+    struct store_result res;
     struct err e;
-    http_client_address(&x->rq, cfg->trusted_proxies, address);
-    /* What a new session may not hold can still be right for one that is there and holds the same. */
-    bool may_be_new = session_new(&edit, &from, &x->doc, &fault);
-    if (may_be_new && x->rq.if_match[0] == '\0' &&
-        !store_create(x->api->store, id, buf_bytes(&x->doc), cfg->session_default_ttl_seconds * 1000, x->deadline_ms, &res, &e)) {
+    bool missing = false;
+    save_session(x, id, data, &missing);
+    if (!missing) return;
+    if (x->rq.if_match[0] != '\0') {
+        api_refuse_missing(x);
+        return;
+    }
+    if (!make_document(x, data, "/sessionData", &terms, &facts)) return;
+    if (!store_create(x->api->store, id, buf_bytes(&x->doc), &terms, x->deadline_ms, &res, &e)) {
         api_store_failed(x, &e);
-        return;
+    } else if (res.gone) {
+        api_refuse_missing(x);
+    } else if (res.found) { /* somebody was faster */
+        save_session(x, id, data, NULL);
+    } else {
+        api_session_headers(x, facts.etag, facts.version, res.expires_at_ms);
+        api_set_cookie(x, id, res.expires_at_ms);
+        answer_done(x, id, "Session saved successfully");
     }
-    if (res.found) {
-        update_session(x, id, SESSION_REPLACE, data, "/sessionData", "Session saved successfully");
-        if (x->rs.status == 401 && !may_be_new) refuse_document(x, "/sessionData", &fault);
-        return;
-    }
-    session_tags(buf_bytes(&x->doc), etag, version);
-    add_session_headers(x, etag, version, res.expires_at_ms);
-    answer_done(x, id, "Session saved successfully");
 }
 
 /* --- the handlers --- */
 
+/* A dead cookie is no question after a session: a browser that still has it gets a new one. */
 void sessions_get(struct exchange *x)
 {
     char id[IDS_TEXT_BYTES];
-    enum id_given given = find_id(x, id);
+    enum id_given given = api_find_id(x, id);
     struct buf check = BUF_INIT(64);
-    bool readiness = given == ID_NONE && http_query_value(x->rq.query, "check", 0, &check) && bytes_is(buf_bytes(&check), "ready");
+    bool named = given != ID_NONE && !x->cookie_only;
+    bool readiness = !named && http_query_value(x->rq.query, "check", 0, &check) && bytes_is(buf_bytes(&check), "ready");
     buf_done(&check);
     if (readiness) status_ready(x);
-    else if (given == ID_WRONG) refuse_id(x, given);
-    else if (given == ID_NONE) create_session(x, (struct bytes){ NULL, 0 }, "", false);
-    else read_session(x, id);
+    else if (named && given == ID_WRONG) api_refuse_id(x, given);
+    else if (given == ID_GOOD && read_session(x, id)) return;
+    else if (named) api_refuse_missing(x);
+    else create_session(x, (struct bytes){ NULL, 0 }, "", false);
 }
 
 void sessions_head(struct exchange *x)
 {
     char id[IDS_TEXT_BYTES];
-    enum id_given given = find_id(x, id);
-    if (given != ID_GOOD) refuse_id(x, given);
-    else read_session(x, id);
+    enum id_given given = api_find_id(x, id);
+    if (given != ID_GOOD) api_refuse_id(x, given);
+    else if (!read_session(x, id)) api_refuse_missing(x);
 }
 
-/* A member of the POST body that must be an object: *value is left without bytes where it is missing or null. */
-static bool read_object(struct exchange *x, struct bytes body, const char *name, struct bytes *value)
+bool api_read_object(struct exchange *x, struct bytes body, const char *name, struct bytes *value)
 {
     struct json_fault fault;
     struct span_member m;
@@ -362,27 +280,9 @@ static bool read_object(struct exchange *x, struct bytes body, const char *name,
     *value = (struct bytes){ NULL, 0 };
     if (!span_find(body, name, &m) || span_type(m.value) == SPAN_NULL) return true;
     snprintf(pointer, sizeof pointer, "/%s", name);
-    if (!session_check_members(m.value, false, &fault)) return !refuse_document(x, pointer, &fault);
+    if (!session_check_members(m.value, false, &fault)) return !api_refuse_document(x, pointer, &fault);
     *value = m.value;
     return true;
-}
-
-/* The id in the body comes first; the header may stand in for it. */
-static bool read_body_id(struct exchange *x, struct bytes body, char id[IDS_TEXT_BYTES])
-{
-    struct span_member m;
-    struct buf text = BUF_INIT(1024);
-    enum id_given given = ID_NONE;
-    if (span_find(body, "sessionId", &m) && span_type(m.value) != SPAN_NULL) {
-        given = ID_WRONG;
-        if (span_type(m.value) == SPAN_STRING) {
-            span_decode((struct bytes){ m.value.at + 1, m.value.len - 2 }, &text);
-            if (!buf_overflowed(&text)) given = add_id(ID_NONE, buf_bytes(&text), id);
-        }
-    }
-    given = add_id(given, bytes_of(x->rq.session_id), id);
-    buf_done(&text);
-    return given == ID_GOOD || !refuse_id(x, given);
 }
 
 static bool wants_create(const struct exchange *x)
@@ -401,16 +301,20 @@ void sessions_post(struct exchange *x)
     bool create = wants_create(x);
     if (create && body.len == 0) body = BYTES_LITERAL("{}");
     if (!json_check(body, SESSION_DEPTH + 1, &fault)) { /* the documents are one level down */
-        refuse_document(x, "", &fault);
+        api_refuse_document(x, "", &fault);
         return;
     }
-    if (!create && !read_body_id(x, body, id)) return;
-    if (!read_object(x, body, "updates", &updates) || !read_object(x, body, "sessionData", &data)) return;
+    enum id_given given = create ? ID_GOOD : api_find_body_id(x, body, id);
+    if (given != ID_GOOD) {
+        api_refuse_id(x, given);
+        return;
+    }
+    if (!api_read_object(x, body, "updates", &updates) || !api_read_object(x, body, "sessionData", &data)) return;
     if (create) create_session(x, data, "/sessionData", true);
-    else if (updates.len > 0) update_session(x, id, SESSION_MERGE, updates, "/updates", "Session saved successfully");
+    else if (updates.len > 0) update_session(x, id, SESSION_MERGE, updates, "/updates", "Session saved successfully", NULL);
     else if (data.len == 0) response_error(&x->rs, 400, "INVALID_SESSION_REQUEST", "sessionData or updates required");
     else if (x->api->config->session_allow_client_ids) put_session(x, id, data);
-    else update_session(x, id, SESSION_REPLACE, data, "/sessionData", "Session saved successfully");
+    else save_session(x, id, data, NULL);
 }
 
 void sessions_patch(struct exchange *x)
@@ -419,25 +323,29 @@ void sessions_patch(struct exchange *x)
     struct json_fault fault;
     const char *type = x->rq.content_type;
     bool merge_patch = http_content_type_is(type, "application/merge-patch+json");
-    enum id_given given = find_id(x, id);
+    enum id_given given = api_find_id(x, id);
     if (type[0] != '\0' && !merge_patch && !http_content_type_is(type, "application/json")) {
         response_header(&x->rs, "Accept-Patch", "application/json, application/merge-patch+json");
         response_error(&x->rs, 415, "UNSUPPORTED_MEDIA_TYPE", "PATCH takes application/json or application/merge-patch+json");
     } else if (given != ID_GOOD) {
-        refuse_id(x, given);
+        api_refuse_id(x, given);
     } else if (!json_check(x->rq.body, SESSION_DEPTH, &fault) || !session_check_members(x->rq.body, merge_patch, &fault)) {
-        refuse_document(x, "", &fault);
+        api_refuse_document(x, "", &fault);
     } else {
-        update_session(x, id, merge_patch ? SESSION_MERGE_PATCH : SESSION_MERGE, x->rq.body, "", "Session updated successfully");
+        update_session(x, id, merge_patch ? SESSION_MERGE_PATCH : SESSION_MERGE, x->rq.body, "", "Session updated successfully", NULL);
     }
 }
 
 void sessions_delete(struct exchange *x)
 {
     char id[IDS_TEXT_BYTES];
-    struct change c = { .x = x, .delete = true, .prefix = "" };
+    struct change c = { .x = x, .delete = true, .prefix = "", .edit = { .now_ms = clock_wall_ms() } };
     struct store_result res;
-    enum id_given given = find_id(x, id);
-    if (given != ID_GOOD) refuse_id(x, given);
-    else if (change_session(x, id, &c, &res)) answer_done(x, NULL, "Session deleted successfully");
+    enum id_given given = api_find_id(x, id);
+    if (given != ID_GOOD) {
+        api_refuse_id(x, given);
+    } else if (change_session(x, id, &c, &res, NULL)) {
+        if (x->has_cookie) api_set_cookie(x, "", 0);
+        answer_done(x, NULL, "Session deleted successfully");
+    }
 }

@@ -421,7 +421,7 @@ static struct exchange *exchange_begin(struct connections *cs)
     x->api = cs->api;
     x->route = -1;
     x->phase = "read";
-    x->path_tail = "";
+    x->path_tail = (struct bytes){ NULL, 0 };
     x->timed_out = false;
     x->started_ms = clock_mono_ms();
     x->deadline_ms = x->started_ms + cs->api->config->request_timeout_ms;

@@ -19,7 +19,7 @@
 #define SESSIONS    100000
 #define MOST_ROUNDS 200000
 #define DOC_BYTES   700
-#define TTL_MS      86400000
+#define TERMS       (&(struct store_terms){ .ttl_ms = 86400000, .minted = true })
 #define RUN_MS      2000
 
 static struct store_embedded_options options;
@@ -64,12 +64,12 @@ static void one_operation(void *arg)
     bool ok = false;
     if (what == CREATE) {
         ids_new(fresh);
-        ok = store_embedded_ops.create(se, fresh, (struct bytes){ doc, sizeof doc }, TTL_MS, deadline_ms, &res, &e);
+        ok = store_embedded_ops.create(se, fresh, (struct bytes){ doc, sizeof doc }, TERMS, deadline_ms, &res, &e);
     } else if (what == UPDATE) {
-        ok = store_embedded_ops.update(se, id, touch, NULL, TTL_MS, deadline_ms, &res, &e);
+        ok = store_embedded_ops.update(se, id, touch, NULL, TERMS, deadline_ms, &res, &e);
     } else {
         struct buf out = BUF_INIT(1 << 20);
-        ok = store_embedded_ops.get(se, id, deadline_ms, &out, &res, &e);
+        ok = store_embedded_ops.get(se, id, 0, deadline_ms, &out, &res, &e);
         buf_done(&out);
     }
     if (!ok) die(names[what], &e);
@@ -158,7 +158,7 @@ static void fill_one(void *arg)
     struct store_result res;
     struct err e = { 0 };
     ids_new(arg);
-    if (!store_embedded_ops.create(se, arg, (struct bytes){ doc, sizeof doc }, TTL_MS, clock_mono_ms() + 5000, &res,
+    if (!store_embedded_ops.create(se, arg, (struct bytes){ doc, sizeof doc }, TERMS, clock_mono_ms() + 5000, &res,
                                    &e))
         die("create", &e);
 }

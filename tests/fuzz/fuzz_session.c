@@ -72,13 +72,13 @@ static void check_protected(const struct session_edit *edit, struct bytes before
 /* A touch afterwards, at another time, changes the etag and not the version. */
 static void check_touch(struct bytes doc)
 {
-    char etag[2][SESSION_TAG_BYTES], version[2][SESSION_TAG_BYTES];
+    struct session_facts was, is;
     struct session_edit touch = { .kind = SESSION_MERGE, .change = BYTES_LITERAL("{}"), .now_ms = NOW_MS + 1 };
     struct buf touched = BUF_INIT(1 << 22);
     struct json_fault f;
     assert(session_apply(&touch, doc, &touched, &f));
-    assert(session_tags(doc, etag[0], version[0]) && session_tags(buf_bytes(&touched), etag[1], version[1]));
-    assert(strcmp(etag[0], etag[1]) != 0 && strcmp(version[0], version[1]) == 0);
+    assert(session_facts(doc, &was) && session_facts(buf_bytes(&touched), &is));
+    assert(strcmp(was.etag, is.etag) != 0 && strcmp(was.version, is.version) == 0);
     buf_done(&touched);
 }
 

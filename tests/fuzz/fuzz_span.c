@@ -75,14 +75,14 @@ static void check_members(struct bytes text)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct bytes text = { (const char *)data, size };
-    char etag[SESSION_TAG_BYTES], version[SESSION_TAG_BYTES];
+    struct session_facts facts;
     struct json_fault f = { .kind = JSON_FINE };
     size_t at = 0;
     walk_unchecked(text);
     enum span_check found = span_check_object(text, SESSION_DEPTH, &at);
     assert(at <= size);
     assert(json_check(text, SESSION_DEPTH, &f) == (f.kind == JSON_FINE));
-    assert(session_tags(text, etag, version) == (span_check_object(text, 0, &at) == SPAN_OK));
+    assert(session_facts(text, &facts) == (span_check_object(text, 0, &at) == SPAN_OK));
     session_check(text, true, &f);
     if (found != SPAN_OK) return 0;
     check_members(text);

@@ -41,11 +41,14 @@ static void must(bool ok, const struct err *e)
     assert_true(ok);
 }
 
+/* The usual terms: an id that nobody has had before. */
+#define TERMS(life_ms) (&(struct store_terms){ .ttl_ms = (life_ms), .minted = true })
+
 static struct store_result create_(struct store_case *c, const char *id, struct bytes doc, int64_t ttl_ms)
 {
     struct store_result res;
     struct err e = { 0 };
-    must(c->ops->create(c->self, id, doc, ttl_ms, soon(), &res, &e), &e);
+    must(c->ops->create(c->self, id, doc, TERMS(ttl_ms), soon(), &res, &e), &e);
     return res;
 }
 
@@ -53,7 +56,7 @@ static struct store_result update_(struct store_case *c, const char *id, store_e
 {
     struct store_result res;
     struct err e = { 0 };
-    must(c->ops->update(c->self, id, edit, ctx, ttl_ms, soon(), &res, &e), &e);
+    must(c->ops->update(c->self, id, edit, ctx, TERMS(ttl_ms), soon(), &res, &e), &e);
     return res;
 }
 
@@ -61,7 +64,7 @@ static struct store_result delete_(struct store_case *c, const char *id)
 {
     struct store_result res;
     struct err e = { 0 };
-    must(c->ops->del(c->self, id, soon(), &res, &e), &e);
+    must(c->ops->del(c->self, id, soon(), NULL, &res, &e), &e);
     return res;
 }
 
@@ -70,7 +73,7 @@ static bool is_there(struct store_case *c, const char *id)
     struct buf doc = BUF_INIT(16 << 20);
     struct store_result res;
     struct err e = { 0 };
-    must(c->ops->get(c->self, id, soon(), &doc, &res, &e), &e);
+    must(c->ops->get(c->self, id, 0, soon(), &doc, &res, &e), &e);
     buf_done(&doc);
     return res.found;
 }
@@ -80,7 +83,7 @@ static void assert_holds(struct store_case *c, const char *id, struct bytes expe
     struct buf doc = BUF_INIT(16 << 20);
     struct store_result res;
     struct err e = { 0 };
-    must(c->ops->get(c->self, id, soon(), &doc, &res, &e), &e);
+    must(c->ops->get(c->self, id, 0, soon(), &doc, &res, &e), &e);
     assert_true(res.found);
     assert_int_equal(doc.len, expected.len);
     assert_memory_equal(buf_text(&doc), expected.at, expected.len);
@@ -301,6 +304,218 @@ static void live_sessions_are_counted(void **state)
     assert_int_equal(count_(c), before);
 }
 
+/* ---- Life, other ids, users ---------------------------------------------------------------------------------- */
+
+/* How long it lives, to within the time that a slow machine takes; 0: it is not there. */
+static int64_t life_of(struct store_case *c, const char *id)
+{
+    struct buf doc = BUF_INIT(16 << 20);
+    struct store_result res;
+    struct err e = { 0 };
+    must(c->ops->get(c->self, id, STORE_ASK_LIFE, soon(), &doc, &res, &e), &e);
+    buf_done(&doc);
+    return res.found ? res.expires_at_ms - clock_wall_ms() : 0;
+}
+
+static void assert_lives(struct store_case *c, const char *id, int64_t life_ms)
+{
+    assert_in_range(life_of(c, id), life_ms - 5000, life_ms);
+}
+
+static struct store_result expire_(struct store_case *c, const char *id, int64_t life_ms, bool only_longer)
+{
+    struct store_result res;
+    struct err e = { 0 };
+    must(c->ops->expire(c->self, id, life_ms, only_longer, soon(), &res, &e), &e);
+    return res;
+}
+
+static void a_life_is_set_exactly_or_only_made_longer(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    assert_false(expire_(c, id, LONG_MS, false).found);
+    create_(c, id, BYTES_LITERAL("{}"), LONG_MS);
+    assert_true(expire_(c, id, LONG_MS / 2, false).changed);
+    assert_lives(c, id, LONG_MS / 2);
+    struct store_result res = expire_(c, id, LONG_MS / 4, true);
+    assert_true(res.found && !res.changed);
+    assert_lives(c, id, LONG_MS / 2);
+    res = expire_(c, id, LONG_MS * 2, true);
+    assert_true(res.changed);
+    assert_in_range(res.expires_at_ms - clock_wall_ms(), LONG_MS * 2 - 5000, LONG_MS * 2);
+    assert_lives(c, id, LONG_MS * 2);
+    assert_holds(c, id, BYTES_LITERAL("{}"));
+    expire_(c, id, 50, false);
+    wait_until_gone(c, id);
+    assert_false(expire_(c, id, LONG_MS, false).found);
+}
+
+static void a_write_keeps_to_the_most_that_its_terms_allow(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    struct script s = SCRIPT(STORE_WRITE, "{\"b\":2}");
+    struct store_terms terms = { .ttl_ms = LONG_MS, .most_ms = LONG_MS / 2, .minted = true };
+    struct store_result res;
+    struct err e = { 0 };
+    must(c->ops->create(c->self, id, BYTES_LITERAL("{}"), &terms, soon(), &res, &e), &e);
+    assert_lives(c, id, LONG_MS / 2);
+    expire_(c, id, LONG_MS * 2, false);
+    must(c->ops->update(c->self, id, follow_script, &s, &terms, soon(), &res, &e), &e);
+    assert_in_range(res.expires_at_ms - clock_wall_ms(), LONG_MS / 2 - 5000, LONG_MS / 2);
+    assert_lives(c, id, LONG_MS / 2);
+    terms.most_ms = LONG_MS * 4; /* far away: the usual rules */
+    must(c->ops->update(c->self, id, follow_script, &s, &terms, soon(), &res, &e), &e);
+    assert_lives(c, id, LONG_MS);
+    delete_(c, id);
+    buf_done(&s.seen);
+}
+
+static void a_gone_id_is_made_again_only_by_who_minted_it(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    struct store_terms chosen = { .ttl_ms = LONG_MS };
+    struct script drop = SCRIPT(STORE_DELETE, "");
+    struct store_result res;
+    struct err e = { 0 };
+    must(c->ops->create(c->self, id, BYTES_LITERAL("{}"), &chosen, soon(), &res, &e), &e);
+    assert_true(res.changed && !res.gone);
+    must(c->ops->create(c->self, id, BYTES_LITERAL("{}"), &chosen, soon(), &res, &e), &e);
+    assert_true(res.found && !res.changed && !res.gone);
+    for (int how = 0; how < 2; how++) {
+        if (how == 0) delete_(c, id);
+        else assert_true(update_(c, id, follow_script, &drop, LONG_MS).deleted);
+        must(c->ops->create(c->self, id, BYTES_LITERAL("{}"), &chosen, soon(), &res, &e), &e);
+        assert_true(res.gone && !res.found && !res.changed);
+        assert_false(is_there(c, id));
+        if (how == 0) create_(c, id, BYTES_LITERAL("{}"), LONG_MS);
+    }
+    buf_done(&drop.seen);
+}
+
+static void a_delete_shows_what_it_deleted(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    struct buf was = BUF_INIT(100);
+    struct store_result res;
+    struct err e = { 0 };
+    create_(c, id, BYTES_LITERAL("{\"a\":1}"), LONG_MS);
+    must(c->ops->del(c->self, id, soon(), &was, &res, &e), &e);
+    assert_true(res.found);
+    assert_string_equal(buf_text(&was), "{\"a\":1}");
+    must(c->ops->del(c->self, id, soon(), &was, &res, &e), &e);
+    assert_true(!res.found && was.len == 7);
+    buf_done(&was);
+}
+
+/* Rotates to a new id under this name, and gives the id that came out, or "". */
+static void rotate_(struct store_case *c, const char *id, struct script *s, const char *hash, char out[IDS_TEXT_BYTES],
+                    struct store_result *res, struct buf *doc)
+{
+    struct store_rotation r = { .repeated = false };
+    struct err e = { 0 };
+    snprintf(r.key_hash, sizeof r.key_hash, "%s", hash);
+    snprintf(r.new_id, sizeof r.new_id, "%s", new_id());
+    buf_reset(doc);
+    must(c->ops->rotate(c->self, id, follow_script, s, TERMS(LONG_MS), &r, soon(), doc, res, &e), &e);
+    assert_int_equal(r.repeated, res->found && !res->changed && s->verdict == STORE_WRITE);
+    snprintf(out, IDS_TEXT_BYTES, "%s", res->found ? r.new_id : "");
+}
+
+static void a_rotated_session_goes_on_under_one_new_id(void **state)
+{
+    struct store_case *c = *state;
+    char id[64], first[IDS_TEXT_BYTES], again[IDS_TEXT_BYTES];
+    struct script s = SCRIPT(STORE_WRITE, "{\"b\":2}");
+    struct store_result res;
+    struct buf doc = BUF_INIT(100);
+    snprintf(id, sizeof id, "%s", new_id());
+    create_(c, id, BYTES_LITERAL("{\"a\":1}"), LONG_MS * 2);
+    rotate_(c, id, &s, "name", first, &res, &doc);
+    assert_true(res.found && res.changed);
+    assert_string_equal(buf_text(&s.seen), "{\"a\":1}");
+    assert_string_equal(buf_text(&doc), "{\"b\":2}");
+    assert_holds(c, first, BYTES_LITERAL("{\"b\":2}"));
+    assert_lives(c, first, LONG_MS * 2); /* what it had left */
+    assert_false(is_there(c, id));
+    rotate_(c, id, &s, "name", again, &res, &doc);
+    assert_true(res.found && !res.changed);
+    assert_string_equal(again, first);
+    assert_string_equal(buf_text(&doc), "{\"b\":2}");
+    assert_int_equal(s.calls, 1);
+    rotate_(c, id, &s, "other", again, &res, &doc);
+    assert_false(res.found);
+    rotate_(c, id, &s, "", again, &res, &doc);
+    assert_false(res.found);
+    delete_(c, first);
+    rotate_(c, id, &s, "name", again, &res, &doc);
+    assert_false(res.found);
+    buf_done(&doc);
+    buf_done(&s.seen);
+}
+
+static void a_rotation_that_its_edit_refuses_changes_nothing(void **state)
+{
+    struct store_case *c = *state;
+    char id[64], out[IDS_TEXT_BYTES];
+    struct script keep = SCRIPT(STORE_KEEP, "");
+    struct store_result res;
+    struct buf doc = BUF_INIT(100);
+    snprintf(id, sizeof id, "%s", new_id());
+    int64_t before = 0, after = 0;
+    struct err e = { 0 };
+    create_(c, id, BYTES_LITERAL("{\"a\":1}"), LONG_MS);
+    must(c->ops->count(c->self, soon(), &before, &e), &e);
+    rotate_(c, id, &keep, "name", out, &res, &doc);
+    must(c->ops->count(c->self, soon(), &after, &e), &e);
+    assert_true(res.found && !res.changed);
+    assert_int_equal(before, after);
+    assert_holds(c, id, BYTES_LITERAL("{\"a\":1}"));
+    delete_(c, id);
+    buf_done(&doc);
+    buf_done(&keep.seen);
+}
+
+/* Counts what it is shown, and says of each that it is the user's. */
+static bool count_one(void *ctx, const char *id, struct bytes doc, int64_t expires_at_ms)
+{
+    (void)id;
+    *(int *)ctx += doc.len > 0 && expires_at_ms > clock_wall_ms();
+    return true;
+}
+
+static int sessions_of(struct store_case *c, const char *user)
+{
+    int n = 0;
+    struct err e = { 0 };
+    must(c->ops->list(c->self, user, soon(), count_one, &n, &e), &e);
+    return n;
+}
+
+static void a_session_is_listed_under_its_user(void **state)
+{
+    struct store_case *c = *state;
+    char id[64];
+    struct script s = SCRIPT(STORE_WRITE, "{\"userId\":\"case-b\"}");
+    struct store_terms terms = { .ttl_ms = LONG_MS, .minted = true, .announce = true, .user = "case-a" };
+    struct store_result res;
+    struct err e = { 0 };
+    snprintf(id, sizeof id, "%s", new_id());
+    must(c->ops->create(c->self, id, BYTES_LITERAL("{\"userId\":\"case-a\"}"), &terms, soon(), &res, &e), &e);
+    assert_int_equal(sessions_of(c, "case-a"), 1);
+    must(c->ops->update(c->self, id, follow_script, &s, TERMS(LONG_MS), soon(), &res, &e), &e); /* not announced */
+    assert_int_equal(sessions_of(c, "case-a"), 1);
+    strcpy(terms.user, "case-b");
+    must(c->ops->update(c->self, id, follow_script, &s, &terms, soon(), &res, &e), &e);
+    assert_int_equal(sessions_of(c, "case-b"), 1);
+    delete_(c, id);
+    assert_int_equal(sessions_of(c, "case-b"), 0);
+    buf_done(&s.seen);
+}
+
 /* ---- Several processes --------------------------------------------------------------------------------------- */
 
 #define WRITERS 4
@@ -352,7 +567,7 @@ static int mark_cells(struct store_case *c, const char *id, int n)
         int cell = n * CELLS + i;
         struct store_result res;
         struct err e;
-        if (!c->ops->update(c->self, id, mark_cell, &cell, LONG_MS, clock_mono_ms() + 20000, &res, &e)) return 1;
+        if (!c->ops->update(c->self, id, mark_cell, &cell, TERMS(LONG_MS), clock_mono_ms() + 20000, &res, &e)) return 1;
         if (!res.found || !res.changed) return 2;
     }
     return 0;
@@ -382,10 +597,10 @@ static int create_and_sign(struct store_case *c, const char *id, int n)
         struct err e;
         struct buf doc = BUF_INIT(16);
         snprintf(each, sizeof each, "%s-%d", id, i);
-        if (!c->ops->create(c->self, each, (struct bytes){ &name, 1 }, LONG_MS, soon(), &res, &e)) return 1;
+        if (!c->ops->create(c->self, each, (struct bytes){ &name, 1 }, TERMS(LONG_MS), soon(), &res, &e)) return 1;
         bool won = !res.found;
         if (won != res.changed) return 2;
-        if (!c->ops->get(c->self, each, soon(), &doc, &res, &e) || !res.found) return 3;
+        if (!c->ops->get(c->self, each, 0, soon(), &doc, &res, &e) || !res.found) return 3;
         who = doc.data[0];
         buf_done(&doc);
         if (won != (who == name)) return 4;
@@ -425,7 +640,7 @@ static int update_until_over(struct store_case *c, const char *id)
     struct err e;
     int64_t give_up_ms = clock_mono_ms() + 30000;
     for (bool over = false; !over;) {
-        if (!c->ops->update(c->self, id, grow, &over, LONG_MS, soon(), &res, &e)) return 1;
+        if (!c->ops->update(c->self, id, grow, &over, TERMS(LONG_MS), soon(), &res, &e)) return 1;
         if (clock_mono_ms() > give_up_ms) return 2;
     }
     return 0;
@@ -437,7 +652,7 @@ static int64_t stored_bytes(struct store_case *c, const char *id)
     struct store_result res;
     struct err e;
     struct buf doc = BUF_INIT(1 << 20);
-    bool ok = c->ops->get(c->self, id, soon(), &doc, &res, &e);
+    bool ok = c->ops->get(c->self, id, 0, soon(), &doc, &res, &e);
     int64_t bytes = !ok ? -2 : !res.found ? -1 : (int64_t)doc.len;
     buf_done(&doc);
     return bytes;
@@ -448,15 +663,15 @@ static int create_and_delete(struct store_case *c, const char *id)
     struct store_result res;
     struct err e;
     for (int round = 0; round < RACES; round++) {
-        if (!c->ops->create(c->self, id, BYTES_LITERAL("+"), LONG_MS, soon(), &res, &e) || res.found) return 3;
+        if (!c->ops->create(c->self, id, BYTES_LITERAL("+"), TERMS(LONG_MS), soon(), &res, &e) || res.found) return 3;
         int64_t give_up_ms = soon();
         while (stored_bytes(c, id) == 1) /* until somebody has updated it: the race is on */
             if (clock_mono_ms() > give_up_ms) return 4;
-        if (!c->ops->del(c->self, id, soon(), &res, &e) || !res.found) return 5;
+        if (!c->ops->del(c->self, id, soon(), NULL, &res, &e) || !res.found) return 5;
         for (int look = 0; look < 20; look++)
             if (stored_bytes(c, id) != -1) return 6;
     }
-    return c->ops->create(c->self, id, BYTES_LITERAL("over"), LONG_MS, soon(), &res, &e) && !res.found ? 0 : 7;
+    return c->ops->create(c->self, id, BYTES_LITERAL("over"), TERMS(LONG_MS), soon(), &res, &e) && !res.found ? 0 : 7;
 }
 
 static int race(struct store_case *c, const char *id, int n)
@@ -485,6 +700,13 @@ static void an_update_never_brings_back_what_is_deleted(void **state)
     cmocka_unit_test(an_expired_session_is_gone_and_stays_gone),  \
     cmocka_unit_test(a_write_prolongs_and_never_shortens),        \
     cmocka_unit_test(live_sessions_are_counted),                  \
+    cmocka_unit_test(a_life_is_set_exactly_or_only_made_longer),  \
+    cmocka_unit_test(a_write_keeps_to_the_most_that_its_terms_allow), \
+    cmocka_unit_test(a_gone_id_is_made_again_only_by_who_minted_it), \
+    cmocka_unit_test(a_delete_shows_what_it_deleted),             \
+    cmocka_unit_test(a_rotated_session_goes_on_under_one_new_id), \
+    cmocka_unit_test(a_rotation_that_its_edit_refuses_changes_nothing), \
+    cmocka_unit_test(a_session_is_listed_under_its_user),         \
     cmocka_unit_test(no_update_is_lost_among_processes),          \
     cmocka_unit_test(one_of_many_creates_an_id),                  \
     cmocka_unit_test(an_update_never_brings_back_what_is_deleted)

@@ -652,14 +652,10 @@ static void an_origin_that_is_not_utf_8_still_makes_a_valid_session(void **state
 
 /* --- tags --- */
 
-struct tags {
-    char etag[SESSION_TAG_BYTES], version[SESSION_TAG_BYTES];
-};
-
-static struct tags tags_of(const char *doc)
+static struct session_facts tags_of(const char *doc)
 {
-    struct tags t;
-    if (!session_tags(bytes_of(doc), t.etag, t.version)) fail_msg("no tags: %s", doc);
+    struct session_facts t;
+    if (!session_facts(bytes_of(doc), &t)) fail_msg("no tags: %s", doc);
     assert_int_equal(strlen(t.etag), 18);
     assert_int_equal(strlen(t.version), 19);
     assert_true(t.etag[0] == '"' && t.etag[17] == '"' && t.version[0] == '"' && t.version[18] == '"');
@@ -678,7 +674,7 @@ static void a_touch_changes_the_etag_and_not_the_version(void **state)
     for (size_t i = 0; i < 4; i++) {
         struct session_edit edit = edit_of(SESSION_MERGE, "{}");
         struct buf out = outcome_of(&edit, docs[i]);
-        struct tags before = tags_of(docs[i]), after = tags_of(buf_text(&out));
+        struct session_facts before = tags_of(docs[i]), after = tags_of(buf_text(&out));
         assert_string_not_equal(before.etag, after.etag);
         assert_string_equal(before.version, after.version);
         assert_string_not_equal(after.etag, after.version);
@@ -705,9 +701,9 @@ static void any_other_change_changes_the_version_too(void **state)
         "{\"a\":1,\"b\":{\"updated\":1},\"metadata\":{\"x\":1,\"updated\":\"" THEN "\"},\"c\":0}",
         "{\"a\":1,\"lastActivity\":\"" THEN "\",\"b\":{\"updated\":1},\"metadata\":{\"x\":1},\"c\":0}",
     };
-    struct tags of_base = tags_of(base);
+    struct session_facts of_base = tags_of(base);
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
-        struct tags other = tags_of(others[i]);
+        struct session_facts other = tags_of(others[i]);
         assert_string_not_equal(of_base.etag, other.etag);
         assert_string_not_equal(of_base.version, other.version);
     }
@@ -716,7 +712,7 @@ static void any_other_change_changes_the_version_too(void **state)
 static void documents_without_times_have_tags(void **state)
 {
     (void)state;
-    struct tags empty = tags_of("{}"), other = tags_of("{\"metadata\":[\"updated\"]}");
+    struct session_facts empty = tags_of("{}"), other = tags_of("{\"metadata\":[\"updated\"]}");
     assert_string_not_equal(empty.etag, other.etag);
     assert_string_not_equal(empty.version, other.version);
 }
@@ -725,9 +721,9 @@ static void a_corrupt_document_has_no_tags(void **state)
 {
     (void)state;
     static const char *const corrupt[] = { "", "[]", "null", "{\"a\":1", "{\"a\":NaN}", "hello", "{\"a\":\"\xff\"}" };
-    struct tags t;
+    struct session_facts t;
     for (size_t i = 0; i < sizeof corrupt / sizeof corrupt[0]; i++)
-        assert_false(session_tags(bytes_of(corrupt[i]), t.etag, t.version));
+        assert_false(session_facts(bytes_of(corrupt[i]), &t));
 }
 
 int main(void)

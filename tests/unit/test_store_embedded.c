@@ -122,16 +122,16 @@ static void run_ask(void *arg)
     struct buf doc = BUF_INIT(1 << 20);
     switch (a->what) {
     case ASK_CREATE:
-        a->ok = ops->create(a->c->self, a->id, BYTES_LITERAL("{}"), LONG_MS, a->deadline_ms, &a->res, &a->err);
+        a->ok = ops->create(a->c->self, a->id, BYTES_LITERAL("{}"), TERMS(LONG_MS), a->deadline_ms, &a->res, &a->err);
         break;
     case ASK_UPDATE:
-        a->ok = ops->update(a->c->self, a->id, a->edit, a->ctx, LONG_MS, a->deadline_ms, &a->res, &a->err);
+        a->ok = ops->update(a->c->self, a->id, a->edit, a->ctx, TERMS(LONG_MS), a->deadline_ms, &a->res, &a->err);
         break;
     case ASK_DELETE:
-        a->ok = ops->del(a->c->self, a->id, a->deadline_ms, &a->res, &a->err);
+        a->ok = ops->del(a->c->self, a->id, a->deadline_ms, NULL, &a->res, &a->err);
         break;
     case ASK_READ:
-        a->ok = ops->get(a->c->self, a->id, a->deadline_ms, &doc, &a->res, &a->err);
+        a->ok = ops->get(a->c->self, a->id, 0, a->deadline_ms, &doc, &a->res, &a->err);
         break;
     }
     a->done = true;
@@ -233,7 +233,7 @@ static void a_write_past_its_deadline_is_not_done(void **state)
     clock_set(-1, 1060);
     one_round(&c);
     assert_true(late.done && !late.ok && late.err.kind == ERR_UNAVAILABLE);
-    assert_false(c.ops->create(c.self, "late", BYTES_LITERAL("{}"), LONG_MS, 1060, &res, &e)); /* and without a task */
+    assert_false(c.ops->create(c.self, "late", BYTES_LITERAL("{}"), TERMS(LONG_MS), 1060, &res, &e)); /* and without a task */
     assert_int_equal(e.kind, ERR_UNAVAILABLE);
     clock_set(-1, -1);
     assert_false(is_there(&c, "late"));
@@ -267,7 +267,7 @@ static void a_round_that_finds_the_file_busy_is_put_off(void **state)
     struct store_result res;
     struct err e = { 0 };
     begin_ms = clock_mono_ms();
-    assert_false(c.ops->del(c.self, "a", begin_ms + 300, &res, &e));
+    assert_false(c.ops->del(c.self, "a", begin_ms + 300, NULL, &res, &e));
     assert_int_equal(e.kind, ERR_UNAVAILABLE);
     assert_in_range(clock_mono_ms() - begin_ms, 290, 1500);
     sqlite3_close(other);
@@ -313,12 +313,12 @@ static void the_limit_counts_live_sessions(void **state)
     create_(&c, "a", BYTES_LITERAL("{}"), 1000);
     create_(&c, "b", BYTES_LITERAL("{}"), LONG_MS);
     create_(&c, "c", BYTES_LITERAL("{}"), LONG_MS);
-    assert_false(c.ops->create(c.self, "d", BYTES_LITERAL("{}"), LONG_MS, soon(), &res, &e));
+    assert_false(c.ops->create(c.self, "d", BYTES_LITERAL("{}"), TERMS(LONG_MS), soon(), &res, &e));
     assert_int_equal(e.kind, ERR_FULL);
     assert_true(create_(&c, "b", BYTES_LITERAL("{}"), LONG_MS).found); /* a taken id needs no room */
     clock_set(1001001, -1);                                            /* "a" expires and makes way */
     assert_true(create_(&c, "d", BYTES_LITERAL("{}"), LONG_MS).changed);
-    assert_false(c.ops->create(c.self, "a", BYTES_LITERAL("{}"), LONG_MS, soon(), &res, &e));
+    assert_false(c.ops->create(c.self, "a", BYTES_LITERAL("{}"), TERMS(LONG_MS), soon(), &res, &e));
     delete_(&c, "b");
     assert_true(create_(&c, "a", BYTES_LITERAL("{}"), LONG_MS).changed);
     store_embedded_close(c.self);
@@ -333,10 +333,10 @@ static void a_process_without_a_limit_does_not_confuse_the_count(void **state)
     create_(&limited, "a", BYTES_LITERAL("{}"), LONG_MS);
     create_(&unlimited, "b", BYTES_LITERAL("{}"), LONG_MS);
     create_(&unlimited, "c", BYTES_LITERAL("{}"), LONG_MS);
-    assert_false(limited.ops->create(limited.self, "d", BYTES_LITERAL("{}"), LONG_MS, soon(), &res, &e));
+    assert_false(limited.ops->create(limited.self, "d", BYTES_LITERAL("{}"), TERMS(LONG_MS), soon(), &res, &e));
     delete_(&unlimited, "a");
     assert_true(create_(&limited, "d", BYTES_LITERAL("{}"), LONG_MS).changed);
-    assert_false(limited.ops->create(limited.self, "e", BYTES_LITERAL("{}"), LONG_MS, soon(), &res, &e));
+    assert_false(limited.ops->create(limited.self, "e", BYTES_LITERAL("{}"), TERMS(LONG_MS), soon(), &res, &e));
     store_embedded_close(limited.self);
     store_embedded_close(unlimited.self);
 }
@@ -355,7 +355,7 @@ static int create_until_full(struct store_case *c, const char *id, int n)
         struct store_result res;
         struct err e = { 0 };
         snprintf(each, sizeof each, "%s-%d-%d", id, n, i);
-        if (c->ops->create(c->self, each, BYTES_LITERAL("{}"), LONG_MS, soon(), &res, &e)) continue;
+        if (c->ops->create(c->self, each, BYTES_LITERAL("{}"), TERMS(LONG_MS), soon(), &res, &e)) continue;
         return e.kind == ERR_FULL ? 0 : 1;
     }
     return 2;
@@ -426,10 +426,10 @@ static void housekeeping_bounds_the_wal(void **state)
         struct script s = { .verdict = STORE_WRITE, .write = { doc, sizeof doc }, .seen = BUF_INIT(sizeof doc) };
         struct store_result res;
         const char *id = n == 0 ? "a" : "b";
-        if (c.self == NULL || !c.ops->create(c.self, id, s.write, LONG_MS, soon(), &res, &e)) _exit(1);
+        if (c.self == NULL || !c.ops->create(c.self, id, s.write, TERMS(LONG_MS), soon(), &res, &e)) _exit(1);
         for (int i = 0; i < 2000; i++) {
             memset(doc, i, sizeof doc); /* pages that do not change are not written */
-            if (!c.ops->update(c.self, id, follow_script, &s, LONG_MS, soon(), &res, &e)) _exit(2);
+            if (!c.ops->update(c.self, id, follow_script, &s, TERMS(LONG_MS), soon(), &res, &e)) _exit(2);
         }
         store_embedded_close(c.self);
         _exit(0);
@@ -508,7 +508,72 @@ static int only_open(struct store_case *c, const char *id, int n)
     struct err e;
     char each[32];
     snprintf(each, sizeof each, "%s-%d", id, n);
-    return c->ops->create(c->self, each, BYTES_LITERAL("{}"), LONG_MS, soon(), &res, &e) && !res.found ? 0 : 1;
+    return c->ops->create(c->self, each, BYTES_LITERAL("{}"), TERMS(LONG_MS), soon(), &res, &e) && !res.found ? 0 : 1;
+}
+
+/* The file as the first version made it. */
+static void a_file_of_the_first_schema_is_taken_over(void **state)
+{
+    (void)state;
+    char path[128];
+    sqlite3 *db;
+    snprintf(path, sizeof path, "%s/sessions.db", dir);
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    const char *first = "CREATE TABLE sessions (id TEXT NOT NULL UNIQUE, expires_ms INTEGER NOT NULL,"
+                        " purge_ms INTEGER NOT NULL, doc BLOB NOT NULL);"
+                        "CREATE INDEX sessions_purge ON sessions (purge_ms);"
+                        "CREATE TABLE totals (rows INTEGER); INSERT INTO totals VALUES (NULL);"
+                        "INSERT INTO sessions VALUES ('a', 1 << 60, 1 << 60, CAST('{\"userId\":\"anna\"}' AS BLOB)),"
+                        " ('b', 1 << 60, 1 << 60, CAST('{\"userId\":5}' AS BLOB)),"
+                        " ('c', 1 << 60, 1 << 60, CAST('no json' AS BLOB)), ('d', 1 << 60, 1 << 60, x'ff00'),"
+                        " ('e', 1 << 60, 1 << 60, CAST('{\"userId\":\"\"}' AS BLOB));"
+                        "PRAGMA user_version = 1";
+    assert_int_equal(sqlite3_exec(db, first, NULL, NULL, NULL), SQLITE_OK);
+    sqlite3_close(db);
+    struct store_case c = fresh(0);
+    struct store_heal heal = { 0 };
+    struct err e = { 0 };
+    assert_int_equal(sessions_of(&c, "anna"), 1);
+    must(c.ops->heal(c.self, &heal, soon(), &e), &e); /* finds nothing to repair */
+    assert_true(heal.done && heal.sessions == 5 && heal.entered == 0 && heal.removed == 0);
+    assert_holds(&c, "c", BYTES_LITERAL("no json"));
+    delete_(&c, "a");
+    assert_int_equal(sessions_of(&c, "anna"), 0);
+    store_embedded_close(c.self);
+}
+
+static void gone_marks_are_purged_after_a_day(void **state)
+{
+    (void)state;
+    struct store_case c = fresh(0);
+    struct store_terms chosen = { .ttl_ms = LONG_MS };
+    struct store_result res;
+    struct err e = { 0 };
+    char id[16];
+    int64_t purged;
+    bool more;
+    clock_set(1000000, -1);
+    for (int i = 0; i < 5; i++) {
+        snprintf(id, sizeof id, "id-%d", i);
+        create_(&c, id, BYTES_LITERAL("{}"), LONG_MS);
+        delete_(&c, id);
+    }
+    clock_set(1000000 + STORE_GONE_MS - 1, -1);
+    must(c.ops->create(c.self, "id-0", BYTES_LITERAL("{}"), &chosen, soon(), &res, &e), &e);
+    assert_true(res.gone);
+    must(store_embedded_housekeep(c.self, 2, &purged, &more, &e), &e);
+    assert_false(more);
+    clock_set(1000000 + STORE_GONE_MS, -1);
+    for (int step = 0; step < 2; step++) {
+        must(store_embedded_housekeep(c.self, 2, &purged, &more, &e), &e);
+        assert_true(more && purged == 0);
+    }
+    must(store_embedded_housekeep(c.self, 2, &purged, &more, &e), &e);
+    assert_false(more);
+    must(c.ops->create(c.self, "id-0", BYTES_LITERAL("{}"), &chosen, soon(), &res, &e), &e);
+    assert_true(res.changed);
+    clock_set(-1, -1);
+    store_embedded_close(c.self);
 }
 
 static void a_damaged_file_is_set_aside_once(void **state)
@@ -557,9 +622,9 @@ static void damage_met_while_serving_is_reported_and_set_aside_at_the_next_start
     struct store_embedded_options o = { .dir = dir };
     damage_a_large_file();
     struct store_case c = fresh(0); /* its first page is in order */
-    assert_false(c.ops->get(c.self, "small", soon(), &doc, &res, &e));
+    assert_false(c.ops->get(c.self, "small", 0, soon(), &doc, &res, &e));
     assert_int_equal(e.kind, ERR_UNAVAILABLE); /* nobody is logged out */
-    assert_false(c.ops->create(c.self, "new", BYTES_LITERAL("{}"), LONG_MS, soon(), &res, &e));
+    assert_false(c.ops->create(c.self, "new", BYTES_LITERAL("{}"), TERMS(LONG_MS), soon(), &res, &e));
     assert_int_equal(e.kind, ERR_UNAVAILABLE);
 
     assert_int_equal(file_bytes("sessions.lock"), 1);
@@ -632,9 +697,9 @@ static void write_until_killed(int fd, int n, int v)
     for (;; v++) {
         struct report r = { n, v };
         char id[32];
-        if (!c.ops->update(c.self, "cells", set_cell, &r, LONG_MS, soon(), &res, &e) || !res.found) _exit(2);
+        if (!c.ops->update(c.self, "cells", set_cell, &r, TERMS(LONG_MS), soon(), &res, &e) || !res.found) _exit(2);
         snprintf(id, sizeof id, "made-%d-%d", n, v);
-        if (!c.ops->create(c.self, id, BYTES_LITERAL("{}"), LONG_MS, soon(), &res, &e) || res.found) _exit(3);
+        if (!c.ops->create(c.self, id, BYTES_LITERAL("{}"), TERMS(LONG_MS), soon(), &res, &e) || res.found) _exit(3);
         if (write(fd, &r, sizeof r) != sizeof r) _exit(4); /* acknowledged: both must be there from now on */
     }
 }
@@ -691,7 +756,7 @@ static void nothing_acknowledged_is_lost_by_kills(void **state)
         assert_true(is_there(&c, id));
         acknowledged++;
     }
-    must(c.ops->get(c.self, "cells", soon(), &doc, &res, &e), &e);
+    must(c.ops->get(c.self, "cells", 0, soon(), &doc, &res, &e), &e);
     for (int n = 0; n < ALL; n++) {
         int held;
         memcpy(&held, doc.data + (size_t)n * sizeof held, sizeof held);
@@ -722,7 +787,7 @@ static void a_full_disk_fails_writes_and_nothing_else(void **state)
     memset(doc, 'x', sizeof doc);
     for (; held < 1000; held++) {
         snprintf(id, sizeof id, "id-%d", held);
-        if (!c.ops->create(c.self, id, (struct bytes){ doc, sizeof doc }, LONG_MS, soon(), &res, &e)) break;
+        if (!c.ops->create(c.self, id, (struct bytes){ doc, sizeof doc }, TERMS(LONG_MS), soon(), &res, &e)) break;
     }
     print_message("           %d sessions, then: %s\n", held, e.text);
     bool kinds = e.kind == ERR_UNAVAILABLE, reads = true;
@@ -760,6 +825,8 @@ int main(void)
         OWN_DIR(all_files_are_private),
         OWN_DIR(a_folder_that_cannot_be_used_is_named),
         OWN_DIR(a_newer_schema_is_refused_and_left_alone),
+        OWN_DIR(a_file_of_the_first_schema_is_taken_over),
+        OWN_DIR(gone_marks_are_purged_after_a_day),
         OWN_DIR(a_damaged_file_is_set_aside_once),
         OWN_DIR(damage_met_while_serving_is_reported_and_set_aside_at_the_next_start),
         OWN_DIR(a_damaged_file_in_use_is_not_set_aside),

@@ -18,7 +18,7 @@ static void *open_with(struct pollset *ps)
 {
     struct redis_options o = { .timeout_ms = 5000, .client_name = "tested", .pollset = ps };
     snprintf(o.url.servers[0].host, sizeof o.url.servers[0].host, "%s", server.path);
-    return store_redis_open(&o);
+    return store_redis_open(&o, 1000);
 }
 
 static void *open_store(void)
@@ -72,13 +72,17 @@ static void a_session_is_a_plain_string_with_a_life(void **state)
 {
     struct store_case *c = *state;
     const char *id = new_id();
+    freeReplyObject(redisCommand(server.admin, "FLUSHALL"));
     create_(c, id, BYTES_LITERAL("{\"a\":1}"), LONG_MS);
+    assert_int_equal(redis_server_ask(&server, "DBSIZE"), 1); /* and nothing beside it */
     redisReply *reply = redisCommand(server.admin, "GET " KEY "%s", id);
     assert_string_equal(reply->str, "{\"a\":1}");
     freeReplyObject(reply);
     assert_in_range(redis_server_ask(&server, "PTTL " KEY "%s", id), LONG_MS - 5000, LONG_MS);
     delete_(c, id);
-    assert_int_equal(redis_server_ask(&server, "DBSIZE"), 0); /* and nothing beside it is left */
+    assert_int_equal(redis_server_ask(&server, "DBSIZE"), 1); /* the gone-mark */
+    assert_in_range(redis_server_ask(&server, "PTTL hyperpage:gone:{" KEY "%s}", id), STORE_GONE_MS - 5000,
+                    STORE_GONE_MS);
 }
 
 static void a_life_is_prolonged_and_never_shortened(void **state)
@@ -121,14 +125,14 @@ static void a_key_of_another_type_is_reported_and_kept(void **state)
     struct store_result res;
     struct err e;
     redis_server_ask(&server, "RPUSH " KEY "%s a b", id);
-    assert_false(c->ops->get(c->self, id, soon(), &doc, &res, &e));
+    assert_false(c->ops->get(c->self, id, 0, soon(), &doc, &res, &e));
     assert_int_equal(e.kind, ERR_CORRUPT);
-    assert_false(c->ops->update(c->self, id, follow_script, &s, LONG_MS, soon(), &res, &e));
+    assert_false(c->ops->update(c->self, id, follow_script, &s, TERMS(LONG_MS), soon(), &res, &e));
     assert_int_equal(e.kind, ERR_CORRUPT);
     assert_int_equal(s.calls, 0);
-    assert_true(c->ops->create(c->self, id, BYTES_LITERAL("{}"), LONG_MS, soon(), &res, &e));
+    assert_true(c->ops->create(c->self, id, BYTES_LITERAL("{}"), TERMS(LONG_MS), soon(), &res, &e));
     assert_true(res.found && !res.changed);
-    assert_false(c->ops->del(c->self, id, soon(), &res, &e));
+    assert_false(c->ops->del(c->self, id, soon(), NULL, &res, &e));
     assert_int_equal(e.kind, ERR_CORRUPT);
     assert_int_equal(redis_server_ask(&server, "LLEN " KEY "%s", id), 2);
     redis_server_ask(&server, "DEL " KEY "%s", id);
@@ -152,7 +156,7 @@ static void a_key_that_changes_its_type_under_an_update_is_kept(void **state)
     struct store_result res;
     struct err e;
     put(id, "{}");
-    assert_false(c->ops->update(c->self, id, turn_into_list, (void *)id, LONG_MS, soon(), &res, &e));
+    assert_false(c->ops->update(c->self, id, turn_into_list, (void *)id, TERMS(LONG_MS), soon(), &res, &e));
     assert_int_equal(e.kind, ERR_CORRUPT);
     assert_int_equal(redis_server_ask(&server, "LLEN " KEY "%s", id), 1);
     redis_server_ask(&server, "DEL " KEY "%s", id);
@@ -196,7 +200,7 @@ static void an_update_that_is_overtaken_for_ever_ends_at_its_deadline(void **sta
     struct err e = { 0 };
     put(id, "first");
     int64_t began_ms = clock_mono_ms();
-    assert_false(c->ops->update(c->self, id, be_overtaken, &r, LONG_MS, clock_mono_ms() + 50, &res, &e));
+    assert_false(c->ops->update(c->self, id, be_overtaken, &r, TERMS(LONG_MS), clock_mono_ms() + 50, &res, &e));
     assert_int_equal(e.kind, ERR_UNAVAILABLE);
     assert_in_range(clock_mono_ms() - began_ms, 50, 1000);
     delete_(c, id);
@@ -265,7 +269,7 @@ static struct store_case open_behind_proxy(void)
         }
     }
     close(listener);
-    struct store_case c = { .ops = &store_redis_ops, .self = store_redis_open(&o) };
+    struct store_case c = { .ops = &store_redis_ops, .self = store_redis_open(&o, 1000) };
     assert_false(is_there(&c, "warm-up")); /* the greeting is through */
     return c;
 }
@@ -305,6 +309,10 @@ static void a_write_whose_answer_is_lost_is_made_once_and_acknowledged(void **st
     res = update_(&c, id, write_into_the_dark, &write, LONG_MS);
     assert_true(res.found && res.changed);
     assert_holds(&c, id, BYTES_LITERAL("doc+once"));
+    *armed = 1;
+    res = expire_(&c, id, LONG_MS * 2, false);
+    assert_true(res.found && res.changed);
+    assert_lives(&c, id, LONG_MS * 2);
     res = update_(&c, id, write_into_the_dark, &drop, LONG_MS);
     assert_true(res.found && res.changed);
     assert_false(is_there(&c, id));
@@ -352,20 +360,26 @@ static void a_store_without_redis_is_unavailable(void **state)
     struct script s = SCRIPT(STORE_WRITE, "{}");
     struct buf doc = BUF_INIT(64);
     struct store_result res;
-    struct err e[6] = { { 0 } };
+    struct err e[9] = { { 0 } };
+    struct store_rotation rotation = { .new_id = "new" };
+    struct store_heal heal = { 0 };
     int64_t n, began_ms = clock_mono_ms();
     redis_server_kill(&server);
-    assert_false(c->ops->get(c->self, "id", soon(), &doc, &res, &e[0]));
-    assert_false(c->ops->create(c->self, "id", BYTES_LITERAL("{}"), LONG_MS, soon(), &res, &e[1]));
-    assert_false(c->ops->update(c->self, "id", follow_script, &s, LONG_MS, soon(), &res, &e[2]));
-    assert_false(c->ops->del(c->self, "id", soon(), &res, &e[3]));
+    assert_false(c->ops->get(c->self, "id", 0, soon(), &doc, &res, &e[0]));
+    assert_false(c->ops->create(c->self, "id", BYTES_LITERAL("{}"), TERMS(LONG_MS), soon(), &res, &e[1]));
+    assert_false(c->ops->update(c->self, "id", follow_script, &s, TERMS(LONG_MS), soon(), &res, &e[2]));
+    assert_false(c->ops->del(c->self, "id", soon(), NULL, &res, &e[3]));
     assert_false(c->ops->count(c->self, soon(), &n, &e[4]));
-    assert_false(store_redis_ping(c->self, soon(), &e[5]));
-    for (int i = 0; i < 6; i++) assert_int_equal(e[i].kind, ERR_UNAVAILABLE);
+    assert_false(store_redis_ready(c->self, soon(), &e[5]));
+    assert_false(c->ops->expire(c->self, "id", LONG_MS, false, soon(), &res, &e[6]));
+    assert_false(c->ops->heal(c->self, &heal, soon(), &e[7]));
+    assert_false(
+        c->ops->rotate(c->self, "id", follow_script, &s, TERMS(LONG_MS), &rotation, soon(), &doc, &res, &e[8]));
+    for (int i = 0; i < 9; i++) assert_int_equal(e[i].kind, ERR_UNAVAILABLE);
     assert_in_range(clock_mono_ms() - began_ms, 0, 1000);
     assert_true(redis_server_start(&server));
     int64_t give_up_ms = soon();
-    while (!store_redis_ping(c->self, soon(), &e[5]) && clock_mono_ms() < give_up_ms) usleep(1000);
+    while (!store_redis_ready(c->self, soon(), &e[5]) && clock_mono_ms() < give_up_ms) usleep(1000);
     assert_false(is_there(c, "id"));
 }
 
@@ -397,7 +411,7 @@ static enum store_verdict decide(void *ctx, struct bytes doc, struct buf *out)
 static void run_ask(void *arg)
 {
     struct ask *a = arg;
-    a->ok = store_redis_ops.update(in_tasks, a->id, decide, a, a->ttl_ms, a->deadline_ms, &a->res, &a->err);
+    a->ok = store_redis_ops.update(in_tasks, a->id, decide, a, TERMS(a->ttl_ms), a->deadline_ms, &a->res, &a->err);
 }
 
 static void run_rounds(void)
@@ -502,7 +516,8 @@ static pid_t mark_from_another_process(struct store_case *c, const char *id, int
         int cell = first + i;
         struct store_result res;
         struct err e;
-        if (!own.ops->update(own.self, id, mark_cell, &cell, LONG_MS, soon(), &res, &e) || !res.changed) _exit(1);
+        if (!own.ops->update(own.self, id, mark_cell, &cell, TERMS(LONG_MS), soon(), &res, &e) || !res.changed)
+            _exit(1);
     }
     own.ops->close(own.self);
     _exit(0);
