@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -134,6 +135,113 @@ def test_slots_move_under_load_and_no_request_fails(folder, servers, cluster, po
     assert redirections > 0
     assert_holds(pool, figures)
     assert probe("count", REDIS_URL=cluster.url)[0] >= len(figures["created"])
+
+
+def at_home(cluster, command, key, *words):
+    """Asks the primary that has the key's slot."""
+    for node in cluster.primaries():
+        try:
+            return node.call(command, key, *words)
+        except RuntimeError as e:
+            if not str(e).startswith("MOVED"):
+                raise
+    raise AssertionError(f"no primary has {key}")
+
+
+def heal(cluster):
+    out = subprocess.run([BUILD / "tests/system/heal"], env={**os.environ, "REDIS_URL": cluster.url}, check=True,
+                         capture_output=True, text=True).stdout
+    return {name: int(n) for name, n in re.findall(r"(\w+)=(\d+)", out)}
+
+
+def test_sessions_and_what_stands_beside_them_lie_in_different_slots(folder, servers, cluster):
+    pool = servers.enter_context(Pool(folder, REDIS_URL=cluster.url, SERVICE_TOKEN="s", ADMIN_TOKEN="a",
+                                      SESSION_ALLOW_CLIENT_IDS="true"))
+    service, admin = {"Authorization": "Bearer s"}, {"Authorization": "Bearer a"}
+
+    def change(method, path, body=None, **headers):
+        answer = pool.ask(method, path, body or {}, headers={**service, **headers})
+        assert answer.status in (200, 201), answer.body
+        return json.loads(answer.body)
+
+    users = {f"user{i}": [] for i in range(4)}
+    for i in range(40):
+        user = f"user{i % 4}"
+        users[user].append(change("POST", "/api/sessions?create=1", {"sessionData": {"userId": user}})["sessionId"])
+    for user, sessions in users.items():
+        for session_id in sessions[:5]:
+            first = change("POST", f"/api/sessions/{session_id}/rotate", **{"Idempotency-Key": session_id})["sessionId"]
+            again = change("POST", f"/api/sessions/{session_id}/rotate", **{"Idempotency-Key": session_id})["sessionId"]
+            assert first == again != session_id
+            assert pool.ask("GET", f"/api/sessions/{session_id}").status == 401
+            sessions[sessions.index(session_id)] = first
+        for session_id in sessions[5:]:
+            change("POST", f"/api/sessions/{session_id}/extend", {"seconds": 1000})
+            assert 990_000 < at_home(cluster, "PTTL", PREFIX + session_id) <= 1_000_000
+        listed = json.loads(pool.ask("GET", f"/api/admin/sessions?userId={user}", headers=admin).body)["sessions"]
+        assert len(listed) == 10
+
+    # a deleted id stays gone, on whichever server it lies
+    for i in range(12):
+        chosen = {"sessionId": f"chosen{i}", "sessionData": {}}
+        assert pool.ask("POST", "/api/sessions", chosen).status == 200
+        assert pool.ask("DELETE", f"/api/sessions/chosen{i}").status == 200
+        assert pool.ask("POST", "/api/sessions", chosen).status == 401
+        assert at_home(cluster, "GET", f"hyperpage:gone:{{{PREFIX}chosen{i}}}") == b"-"
+
+    # 40 created, 20 rotated, 20 extended; 12 chosen ones created and deleted
+    wait_until(lambda: at_home(cluster, "XLEN", "hyperpage:session-events") == 104, "all events are there")
+
+    # on each server a session loses its entry, and one that is no session's comes in
+    lost = {node.port: [key.decode() for key in node.call("KEYS", PREFIX + "*")][0] for node in cluster.primaries()}
+    for key in lost.values():
+        for user in users:
+            at_home(cluster, "ZREM", f"hyperpage:user:{user}:sessions", key[len(PREFIX):])
+    for user in users:
+        at_home(cluster, "ZADD", f"hyperpage:user:{user}:sessions", 1, "dead")
+    assert heal(cluster) == {"sessions": 40, "entered": 40, "removed": 4}
+    for user, sessions in users.items():
+        members = at_home(cluster, "ZRANGE", f"hyperpage:user:{user}:sessions", 0, -1)
+        assert sorted(m.decode() for m in members) == sorted(sessions)
+
+    for user, sessions in users.items():
+        assert json.loads(pool.ask("DELETE", f"/api/admin/sessions?userId={user}", headers=admin).body)["revoked"] == 10
+        assert [pool.ask("GET", f"/api/sessions/{session_id}").status for session_id in sessions] == [401] * 10
+    assert probe("count", REDIS_URL=cluster.url) == [0]
+
+
+@pytest.mark.parametrize("moved_first", [False, True])
+def test_what_needs_two_keys_waits_while_their_slot_moves(cluster, pool, moved_first):
+    """A script on a session and its gone-mark, which is not there yet, is answered TRYAGAIN by either server."""
+    wait_until(lambda: create(pool) and len(cluster.primaries()[0].call("KEYS", PREFIX + "*")) >= 2, "sessions lie there")
+    source, target = cluster.primaries()[:2]
+    dead, rotated = (key.decode()[len(PREFIX):] for key in source.call("KEYS", PREFIX + "*")[:2])
+    slots = [source.call("CLUSTER", "KEYSLOT", PREFIX + i) for i in (dead, rotated)]
+    for slot, session_id in zip(slots, (dead, rotated)):
+        target.call("CLUSTER", "SETSLOT", slot, "IMPORTING", cluster.id_of(source))
+        source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", cluster.id_of(target))
+        if moved_first:
+            source.call("MIGRATE", "127.0.0.1", target.port, PREFIX + session_id, 0, 5000, "AUTH", PASSWORD)
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(2) as requests:
+        deletion = requests.submit(pool.ask, "DELETE", f"/api/sessions/{dead}")
+        rotation = requests.submit(pool.ask, "POST", f"/api/sessions/{rotated}/rotate", b"")
+        time.sleep(0.5)  # as long as the slots are between two servers
+        assert not deletion.done() and not rotation.done()
+        for slot in slots:
+            if not moved_first:
+                keys = source.call("CLUSTER", "GETKEYSINSLOT", slot, 100)
+                source.call("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "AUTH", PASSWORD, "KEYS", *keys)
+            for node in (target, source, *cluster.primaries()):
+                node.call("CLUSTER", "SETSLOT", slot, "NODE", cluster.id_of(target))
+        assert deletion.result().status == 200 and rotation.result().status == 200
+    assert time.monotonic() - started < 2
+    for session_id in dead, rotated:
+        assert pool.ask("GET", f"/api/sessions/{session_id}").status == 401
+        assert target.call("EXISTS", f"hyperpage:gone:{{{PREFIX}{session_id}}}") == 1
+    new_id = json.loads(rotation.result().body)["sessionId"]
+    assert pool.ask("GET", f"/api/sessions/{new_id}").status == 200
 
 
 def test_a_killed_primary_is_replaced_and_nothing_confirmed_is_lost(folder, servers, cluster):
