@@ -62,17 +62,17 @@ listening() { # unix:PATH | HOST:PORT
     esac
 }
 
-# The master that serves at RUN_DIR, if one does: also one that took over from the one we started (USR2).
-master() {
-    local pid
-    pid=$(cat "$RUN_DIR/pool.pid" 2> /dev/null) && kill -0 "$pid" 2> /dev/null && echo "$pid"
+# Sets `master` to the one that serves at RUN_DIR, if one does: also one that took over from ours (USR2). Builtins only:
+# bash can lose a Ctrl-C that comes while it waits for a command.
+find_master() {
+    { read -r master < "$RUN_DIR/pool.pid"; } 2> /dev/null && kill -0 "$master" 2> /dev/null
 }
 
 here=$BIND
 [[ $BIND == 0.0.0.0 ]] && here=127.0.0.1
 listening "$here:$PORT" && fail "port $PORT is in use; another one: make run PORT=..."
 [[ ${1:-} == front ]] && exec "${front[@]}"
-other=$(master) && fail "a pool serves at RUN_DIR=$RUN_DIR already: its master is process $other"
+find_master && fail "a pool serves at RUN_DIR=$RUN_DIR already: its master is process $master"
 
 declare -A name # of each child, by process id
 
@@ -95,7 +95,7 @@ await() { # COMMAND that is true once it does
     stop
     exit 1
 }
-pool_serves() { [[ $(master) == "$!" ]]; }
+pool_serves() { find_master && [[ $master == "$!" ]]; }
 
 # The last one started leaves first: the web server hands on what it has before the pool goes.
 stop() {
@@ -105,8 +105,8 @@ stop() {
         kill -TERM "$pid"
         wait "$pid"
     done
-    while pid=$(master) && [[ -n ${serves:-} ]]; do # one that took over is no child of ours: no wait for it
-        kill -TERM "$pid"
+    while [[ -n ${serves:-} ]] && find_master; do # one that took over is no child of ours: no wait for it
+        kill -TERM "$master"
         sleep 0.05
     done
 }
@@ -118,10 +118,10 @@ start pool "$BUILD/hyperpage-fcgi" &&
     await listening "$here:$PORT" &&
     echo "curl -i http://localhost:$PORT/api/sessions"
 
-wait -n -p pid
-code=$?
-# A new binary has taken over (USR2): go on until it, too, has ended.
-while [[ ${name[$pid]} == pool && $code == 0 ]] && kill -0 $! 2> /dev/null && master > /dev/null; do sleep 0.2; done
+while wait -n -p pid; code=$?; [[ ${name[$pid]} == pool && $code == 0 ]] && find_master; do
+    # A new binary has taken over: a child of ours ends when it does.
+    start pool bash -c 'while kill -0 "$1" 2> /dev/null; do sleep 0.1; done' follow "$master"
+done
 echo "run: ${name[$pid]} ended with code $code" >&2
 stop
 exit $((code == 0 ? 1 : code))
