@@ -2,11 +2,12 @@
 
 # Modules of lib/ in floor order: a file includes only headers that stand before it (`make layers`).
 MODULES := mem fault err buf clock log \
-           config shared metrics task waiters pollset \
-           span json http ids limiter session life \
+           config shared metrics breaker task waiters pollset \
+           span json http ids limiter session session_merge life \
            redis_url redis_error redis_slots lookup redis_link redis_links \
            redis_sentinel redis_cluster redis turns \
-           redis_keys store_backend user_index session_events redis_rotation store_redis store_embedded store
+           redis_keys store_backend user_index session_events redis_rotation store_redis store_embedded \
+           session_cache store_refuge replay store
 HEADERS := mem fault redis_keys store_backend # of these there is only a header
 POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_status \
            connection handover worker keeper children listener notify master hyperpage-fcgi
@@ -34,9 +35,10 @@ LIB      := $(BUILD)/libhyperpage.a
 PROGRAMS := $(BUILD)/hyperpage-fcgi
 UNITS    := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/unit/test_*.c))
 PROBES   := $(patsubst tests/system/%.c,$(BUILD)/tests/system/%,$(wildcard tests/system/*.c))
+THREADED := $(patsubst tests/unit/%.c,build/tsan/tests/unit/%,$(wildcard tests/unit/test_*threads.c))
 BENCHES  := $(patsubst tests/bench/%.c,$(BUILD)/tests/bench/%,$(wildcard tests/bench/*.c))
 FUZZERS  := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
-FUZZED   := $(patsubst %,lib/%.c,err buf clock span json http ids session config) fcgi-app/pool/record.c
+FUZZED   := $(patsubst %,lib/%.c,err buf clock span json http ids session session_merge config) fcgi-app/pool/record.c
 FUZZ_SECONDS ?= 60
 LIB_O    := $(patsubst %,$(BUILD)/lib/%.o,$(filter-out $(HEADERS),$(MODULES)))
 POOL_O   := $(patsubst %,$(BUILD)/fcgi-app/pool/%.o,$(POOL))
@@ -98,8 +100,8 @@ bench: all $(BENCHES) # BENCH='--only get-kept --rounds 9': its options; --help 
 asan: # unit and system tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(MAKE) $(ASAN) units system
 tsan: # what processes share, from the threads of one
-	@$(MAKE) --no-print-directory BUILD=build/tsan OPTIMISE=-O1 SANITIZE=-fsanitize=thread build/tsan/tests/unit/test_threads
-	build/tsan/tests/unit/test_threads
+	@$(MAKE) --no-print-directory BUILD=build/tsan OPTIMISE=-O1 SANITIZE=-fsanitize=thread $(THREADED)
+	@set -e; for t in $(THREADED); do echo "== $$t"; $$t; done
 fuzz: # FUZZ_SECONDS of each target
 	@set -e; for f in $(FUZZERS); do mkdir -p build/fuzz; \
 	  clang $(CPPFLAGS) $(CSTD) -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \

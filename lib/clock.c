@@ -27,6 +27,17 @@ int64_t clock_mono_us(void)
     return set_mono_ms >= 0 ? set_mono_ms * 1000 : read_us(CLOCK_MONOTONIC);
 }
 
+uint64_t clock_boot(void)
+{
+    unsigned long long high = 0; /* the first half of a UUID: 8-4-4 hexadecimal digits */
+    unsigned a = 0, b = 0, c = 0;
+    FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
+    if (f == NULL) return 0;
+    if (fscanf(f, "%8x-%4x-%4x", &a, &b, &c) == 3) high = (unsigned long long)a << 32 | b << 16 | c;
+    fclose(f);
+    return high;
+}
+
 void clock_set(int64_t wall_ms, int64_t mono_ms)
 {
     set_wall_ms = wall_ms;

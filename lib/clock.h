@@ -11,6 +11,10 @@ int64_t clock_wall_ms(void);      /* since 1970, UTC */
 int64_t clock_mono_ms(void);      /* the same for all processes of the machine, never set back */
 int64_t clock_mono_us(void);
 
+/* Names this start of the machine; 0 where the kernel does not tell. Monotonic times that a file has kept from another
+ * one mean nothing. */
+uint64_t clock_boot(void);
+
 /* From now on both clocks stand still at these values; -1 lets a clock run again. For tests. */
 void clock_set(int64_t wall_ms, int64_t mono_ms);
 

@@ -11,7 +11,8 @@ static struct slot *own_slot = &nowhere;
 static const struct {
     const char *name, *help;
 } metrics[] = {
-#define METRIC(name, help) { #name, help },
+#define METRIC(name, help) { "hyperpage_" #name, help },
+#define KEPT(name, help) { #name, help },
 #include "metrics.def"
 };
 
@@ -38,6 +39,6 @@ uint64_t metrics_sum(struct shared *sh, enum metric m)
 void metrics_text(struct shared *sh, struct buf *out)
 {
     for (size_t m = 0; m < METRIC_COUNT; m++)
-        buf_printf(out, "# HELP hyperpage_%s %s\n# TYPE hyperpage_%s counter\nhyperpage_%s %" PRIu64 "\n",
+        buf_printf(out, "# HELP %s %s\n# TYPE %s counter\n%s %" PRIu64 "\n",
                    metrics[m].name, metrics[m].help, metrics[m].name, metrics[m].name, metrics_sum(sh, (enum metric)m));
 }

@@ -64,6 +64,11 @@ static const char *const migrations[] = {
     "CREATE TABLE gone (id TEXT NOT NULL PRIMARY KEY, expires_ms INTEGER NOT NULL, heir TEXT, key_hash TEXT,"
     "                   repeat_until_ms INTEGER) WITHOUT ROWID;"
     "CREATE INDEX gone_expires ON gone (expires_ms);",
+    /* store_refuge's, which says what is in them. The large columns stand last. */
+    "CREATE TABLE refuge (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, expires_ms INTEGER NOT NULL,"
+    "                     version INTEGER NOT NULL, sent_version INTEGER, retry_ms INTEGER NOT NULL DEFAULT 0,"
+    "                     epoch TEXT, doc BLOB, base BLOB, sent BLOB);"
+    "CREATE TABLE refuge_facts (name TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;",
 };
 #define SCHEMA_VERSION ((int64_t)(sizeof migrations / sizeof migrations[0]))
 
@@ -110,7 +115,7 @@ static const char *const sql_text[SQL_STATEMENTS] = {
 };
 /* clang-format on */
 
-enum op_kind { OP_CREATE, OP_UPDATE, OP_ROTATE, OP_EXPIRE, OP_DELETE };
+enum op_kind { OP_CREATE, OP_UPDATE, OP_ROTATE, OP_EXPIRE, OP_DELETE, OP_WORK };
 
 /* A write on its way. It lies on the stack of whoever asked for it and is in the list of its round until it is done
  * or its asker has given up. */
@@ -127,6 +132,8 @@ struct op {
     struct buf *read; /* rotate: what stands under the new id; delete: what was deleted, or NULL */
     int64_t life_ms;  /* expire */
     bool only_longer;
+    store_embedded_work_fn *work; /* of another module */
+    void *work_ctx;
     int64_t deadline_ms;
     bool done, ok; /* ok counts once the transaction is committed */
     struct store_result result;
@@ -527,12 +534,18 @@ static bool run_delete(struct store_embedded *se, struct op *op)
     return !row.live || (erase(se, &row, &op->err) && mark_gone(se, op->id, NULL, &op->err));
 }
 
+static bool run_work(struct store_embedded *se, struct op *op)
+{
+    return op->work(op->work_ctx, se->db, se->now_ms, &op->err);
+}
+
 static bool (*const op_run[])(struct store_embedded *se, struct op *op) = {
     [OP_CREATE] = run_create,
     [OP_UPDATE] = run_update,
     [OP_ROTATE] = run_rotate,
     [OP_EXPIRE] = run_expire,
     [OP_DELETE] = run_delete,
+    [OP_WORK] = run_work,
 };
 
 static void finish(struct store_embedded *se, struct op *op)
@@ -778,6 +791,27 @@ const struct store_ops store_embedded_ops = {
     .flush = flush,
     .close = close_,
 };
+
+/* ---- Other tables in the same file ---------------------------------------------------------------------------- */
+
+bool store_embedded_transact(struct store_embedded *se, store_embedded_work_fn *work, void *ctx, int64_t deadline_ms,
+                             struct err *e)
+{
+    struct store_result none;
+    struct op op = { .kind = OP_WORK, .work = work, .work_ctx = ctx, .deadline_ms = deadline_ms };
+    return submit(se, &op, &none, e);
+}
+
+sqlite3 *store_embedded_db(struct store_embedded *se)
+{
+    begin_shared_read(se);
+    return se->db;
+}
+
+bool store_embedded_failed(struct store_embedded *se, const char *doing, struct err *e)
+{
+    return failed(se, doing, e);
+}
 
 /* ---- Housekeeping -------------------------------------------------------------------------------------------- */
 

@@ -1,5 +1,5 @@
-/* store_embedded.h: sessions in one SQLite file (WAL) on this node, shared by any number of processes. The only user of
- * SQLite. Open it after fork, never before. */
+/* store_embedded.h: sessions in one SQLite file (WAL) on this node, shared by any number of processes. With
+ * store_refuge the only user of SQLite. Open it after fork, never before. */
 #ifndef HYPERPAGE_STORE_EMBEDDED_H
 #define HYPERPAGE_STORE_EMBEDDED_H
 
@@ -34,5 +34,23 @@ bool store_embedded_ready(struct store_embedded *se, int64_t deadline_ms, struct
  * (an idle store costs a few microseconds): never a worker that serves, unless nobody else is there. False with
  * ERR_UNAVAILABLE if writers left no turn: another time. */
 bool store_embedded_housekeep(struct store_embedded *se, int most, int64_t *purged, bool *more, struct err *e);
+
+/* --- for other tables in the same file (store_refuge) --- */
+
+struct sqlite3;
+
+/* Runs `work` in the write transaction of this round, in the order in which writes were asked for, and returns once it
+ * is committed; in a task that parks, in plain code it happens at once. It must not park. If it returns false its `e`
+ * is the answer, and what it had changed before stays: so it changes last. now_ms is wall time. */
+typedef bool store_embedded_work_fn(void *ctx, struct sqlite3 *db, int64_t now_ms, struct err *e);
+bool store_embedded_transact(struct store_embedded *se, store_embedded_work_fn *work, void *ctx, int64_t deadline_ms,
+                             struct err *e);
+
+/* For reading: in a task from the snapshot that the round's reads share. Statements are reset before the task parks and
+ * finalized before the store is closed. */
+struct sqlite3 *store_embedded_db(struct store_embedded *se);
+
+/* What SQLite's last failure means for the caller, as the store's own operations say it. Always false. */
+bool store_embedded_failed(struct store_embedded *se, const char *doing, struct err *e);
 
 #endif

@@ -70,6 +70,7 @@ static void metrics_are_prometheus_text(void **state)
                            "hyperpage_redis_timeouts_total 3\n"));
     static const char *const names[] = {
 #define METRIC(name, help) "\nhyperpage_" #name " ",
+#define KEPT(name, help)   "\n" #name " ",
 #include "metrics.def"
     };
     for (size_t m = 0; m < METRIC_COUNT; m++) {
