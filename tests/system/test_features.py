@@ -734,7 +734,8 @@ def test_an_address_may_create_so_many_sessions_a_minute(make_place):
         answers = [client.receive() for client in clients]
     assert sorted(a.status for a in answers) == [200] * 10 + [429] * 50
     refused = next(a for a in answers if a.status == 429)
-    assert code_of(refused) == (429, "RATE_LIMITED") and 1 <= int(refused.headers["Retry-After"]) <= 6
+    assert code_of(refused) == (429, "RATE_LIMITED") and 1 <= int(refused.headers["Retry-After"]) <= 7
+    # six seconds each, rounded up; a worker that read its clock a moment before another took the place sees a little more
     assert metric(place, "creations_limited_total") == 50
     from_there = {"X-Real-IP": "203.0.113.5"}
     assert place.ask("POST", "/api/sessions?create=1", headers=from_there).status == 429
