@@ -106,10 +106,15 @@ void master_leave_nothing(void)
 
 /* What a child must not keep of its parent: handlers that write into the parent's loop, the parent's slot, and the end
  * of the pipe whose closing says that the parent is dead. */
-static void become_child(void)
+static void forget_handlers(void)
 {
     static const int handled[] = { SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU, SIGCHLD, SIGQUIT };
     for (size_t i = 0; i < sizeof handled / sizeof handled[0]; i++) signal(handled[i], SIG_DFL);
+}
+
+static void become_child(void)
+{
+    forget_handlers();
     ev_loop_destroy(m.loop);
     shared_forget(m.shared);
     metrics_use(NULL);
@@ -415,6 +420,7 @@ static void exec_new_binary(int say_fd)
     snprintf(inherit, sizeof inherit, "%d,%d,%d,%d,%d,%d", m.listener.fd, m.handover.give_fd, m.handover.take_fd, say_fd,
              (int)getppid(), m.listener.ours);
     setenv(INHERIT, inherit, 1);
+    forget_handlers(); /* a TERM before the exec must end us, not run the parent's handler */
     sigprocmask(SIG_SETMASK, &m.signal_mask, NULL);
     execvp(m.o->argv[0], m.o->argv);
     log_error("new binary cannot be started: path=\"%s\" error=\"%s\"", m.o->argv[0], strerror(errno));
