@@ -237,7 +237,7 @@ static bool redis_store_expire(void *self, const char *id, int64_t life_ms, bool
     struct store_redis *sr = self;
     struct session_key k;
     struct number life;
-    bool repeated; /* would do no harm */
+    bool repeated = false;
     *res = (struct store_result){ 0 };
     struct bytes argv[] = { number(&life, life_ms), only_longer ? BYTES_LITERAL("1") : BYTES_LITERAL("0") };
     redisReply *reply = redis_eval(sr->redis, &sr->scripts[SCRIPT_EXPIRE], session_key(&k, id), 2, argv, deadline_ms,
@@ -245,7 +245,8 @@ static bool redis_store_expire(void *self, const char *id, int64_t life_ms, bool
     if (reply == NULL) return false;
     res->found = reply->type == REDIS_REPLY_ARRAY && reply->elements == 2;
     if (res->found) {
-        res->changed = reply->element[0]->integer != reply->element[1]->integer;
+        /* Sent twice, the second finds what the first did. */
+        res->changed = repeated || reply->element[0]->integer != reply->element[1]->integer;
         res->expires_at_ms = end_of(reply->element[1]->integer);
     }
     freeReplyObject(reply);
