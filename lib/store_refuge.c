@@ -158,12 +158,8 @@ static struct refuge_result result_of(const struct row *row, int64_t now_ms)
 {
     struct refuge_result res = { .knows = REFUGE_NOTHING };
     if (row->number == 0) return res;
-    if (row->deleted) {
-        res.knows = REFUGE_DELETED;
-    } else if (row->expires_at_ms > now_ms) {
-        res.knows = REFUGE_SESSION;
-        res.expires_at_ms = row->expires_at_ms;
-    }
+    res.knows = row->deleted ? REFUGE_DELETED : row->expires_at_ms > now_ms ? REFUGE_SESSION : REFUGE_EXPIRED;
+    if (res.knows == REFUGE_SESSION) res.expires_at_ms = row->expires_at_ms;
     return res;
 }
 
@@ -197,8 +193,9 @@ struct change {
     const struct refuge_copy *copy; /* the others */
     store_edit_fn *edit;            /* update */
     void *edit_ctx;
-    int64_t ttl_ms;
-    bool only_longer; /* expire */
+    const struct store_terms *terms; /* create, update */
+    int64_t life_ms;                 /* expire */
+    bool only_longer;
     struct refuge_result *res;
 };
 
@@ -210,6 +207,14 @@ static bool transact(struct change *c, store_embedded_work_fn *work, int64_t dea
     return false;
 }
 
+/* Until when what is written now lives, that would have lived until expires_at_ms. */
+static int64_t end_by(const struct store_terms *terms, int64_t expires_at_ms, int64_t now_ms)
+{
+    if (expires_at_ms < now_ms + terms->ttl_ms) expires_at_ms = now_ms + terms->ttl_ms;
+    if (terms->most_ms > 0 && expires_at_ms > now_ms + terms->most_ms) expires_at_ms = now_ms + terms->most_ms;
+    return expires_at_ms;
+}
+
 static bool run_create(void *ctx, sqlite3 *db, int64_t now_ms, struct err *e)
 {
     struct change *c = ctx;
@@ -219,8 +224,8 @@ static bool run_create(void *ctx, sqlite3 *db, int64_t now_ms, struct err *e)
     *c->res = result_of(&row, now_ms);
     find_done(c->rf);
     if (row.number != 0) return true;
-    *c->res = (struct refuge_result){ REFUGE_SESSION, true, now_ms + c->ttl_ms };
-    return insert(c->rf, c->id, &c->doc, NULL, now_ms + c->ttl_ms, e);
+    *c->res = (struct refuge_result){ REFUGE_SESSION, true, end_by(c->terms, 0, now_ms) };
+    return insert(c->rf, c->id, &c->doc, NULL, c->res->expires_at_ms, e);
 }
 
 /* The row that is there becomes what was edited, or a tombstone. */
@@ -262,7 +267,7 @@ static bool run_update(void *ctx, sqlite3 *db, int64_t now_ms, struct err *e)
     struct bytes doc = buf_bytes(&rf->edited), *written = verdict == STORE_WRITE ? &doc : NULL;
     if (buf_overflowed(&rf->edited))
         return err_set(e, ERR_INTERNAL, "refuge: a document over %d bytes", MOST_DOCUMENT_BYTES);
-    if (row.expires_at_ms < now_ms + c->ttl_ms) row.expires_at_ms = now_ms + c->ttl_ms;
+    row.expires_at_ms = end_by(c->terms, row.expires_at_ms, now_ms);
     c->res->changed = true;
     c->res->knows = written != NULL ? REFUGE_SESSION : REFUGE_DELETED;
     c->res->expires_at_ms = written != NULL ? row.expires_at_ms : 0;
@@ -274,7 +279,7 @@ static bool run_expire(void *ctx, sqlite3 *db, int64_t now_ms, struct err *e)
 {
     struct change *c = ctx;
     struct row row;
-    int64_t expires_at_ms = now_ms + c->ttl_ms;
+    int64_t expires_at_ms = now_ms + c->life_ms;
     (void)db;
     if (!find_or_copy(c, &row, e)) return false;
     *c->res = result_of(&row, now_ms);
@@ -315,17 +320,17 @@ bool refuge_get(struct refuge *rf, const char *id, struct buf *doc, struct refug
     return true;
 }
 
-bool refuge_create(struct refuge *rf, const char *id, struct bytes doc, int64_t ttl_ms, int64_t deadline_ms,
-                   struct refuge_result *res, struct err *e)
+bool refuge_create(struct refuge *rf, const char *id, struct bytes doc, const struct store_terms *terms,
+                   int64_t deadline_ms, struct refuge_result *res, struct err *e)
 {
-    struct change c = { .rf = rf, .id = id, .doc = doc, .ttl_ms = ttl_ms, .res = res };
+    struct change c = { .rf = rf, .id = id, .doc = doc, .terms = terms, .res = res };
     return transact(&c, run_create, deadline_ms, e);
 }
 
 bool refuge_update(struct refuge *rf, const char *id, const struct refuge_copy *copy, store_edit_fn *edit, void *ctx,
-                   int64_t ttl_ms, int64_t deadline_ms, struct refuge_result *res, struct err *e)
+                   const struct store_terms *terms, int64_t deadline_ms, struct refuge_result *res, struct err *e)
 {
-    struct change c = { .rf = rf, .id = id, .copy = copy, .edit = edit, .edit_ctx = ctx, .ttl_ms = ttl_ms, .res = res };
+    struct change c = { .rf = rf, .id = id, .copy = copy, .edit = edit, .edit_ctx = ctx, .terms = terms, .res = res };
     bool ok = transact(&c, run_update, deadline_ms, e);
     buf_trim(&rf->edited, KEEP_BYTES);
     return ok;
@@ -334,7 +339,7 @@ bool refuge_update(struct refuge *rf, const char *id, const struct refuge_copy *
 bool refuge_expire(struct refuge *rf, const char *id, const struct refuge_copy *copy, int64_t life_ms, bool only_longer,
                    int64_t deadline_ms, struct refuge_result *res, struct err *e)
 {
-    struct change c = { .rf = rf, .id = id, .copy = copy, .ttl_ms = life_ms, .only_longer = only_longer, .res = res };
+    struct change c = { .rf = rf, .id = id, .copy = copy, .life_ms = life_ms, .only_longer = only_longer, .res = res };
     return transact(&c, run_expire, deadline_ms, e);
 }
 

@@ -22,7 +22,8 @@ void refuge_close(struct refuge *rf);
 /* --- for requests, while Redis is away --- */
 
 enum refuge_knows {
-    REFUGE_NOTHING, /* not on this node, or expired here: others may know better, so this is no 401 */
+    REFUGE_NOTHING, /* no row */
+    REFUGE_EXPIRED, /* its row has expired; elsewhere it may live longer, so this is no 401 */
     REFUGE_DELETED, /* deleted on this node: it stays gone */
     REFUGE_SESSION
 };
@@ -44,13 +45,14 @@ struct refuge_copy {
 bool refuge_get(struct refuge *rf, const char *id, struct buf *doc, struct refuge_result *res, struct err *e);
 
 /* Begins a session here. An id that has a row, of whatever kind, is not taken again: res->changed is false. */
-bool refuge_create(struct refuge *rf, const char *id, struct bytes doc, int64_t ttl_ms, int64_t deadline_ms,
-                   struct refuge_result *res, struct err *e);
+bool refuge_create(struct refuge *rf, const char *id, struct bytes doc, const struct store_terms *terms,
+                   int64_t deadline_ms, struct refuge_result *res, struct err *e);
 
 /* Edits the row; or, where there is none, `copy` (NULL: no such), on which the new row is then based. The edit is not
- * called unless there is a session; what it does not change makes no row. The life becomes ttl_ms or stays longer. */
+ * called unless there is a session; what it does not change makes no row. Of `terms`, which the edit may fill in, the
+ * life counts. */
 bool refuge_update(struct refuge *rf, const char *id, const struct refuge_copy *copy, store_edit_fn *edit, void *ctx,
-                   int64_t ttl_ms, int64_t deadline_ms, struct refuge_result *res, struct err *e);
+                   const struct store_terms *terms, int64_t deadline_ms, struct refuge_result *res, struct err *e);
 
 /* Sets the life of the row, or of `copy`, which then becomes a row; with `only_longer` unless it is longer already. */
 bool refuge_expire(struct refuge *rf, const char *id, const struct refuge_copy *copy, int64_t life_ms, bool only_longer,

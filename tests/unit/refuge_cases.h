@@ -82,11 +82,13 @@ static int refuge_end(void **state)
     return nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
 }
 
+#define TERMS(life_ms) (&(struct store_terms){ .ttl_ms = (life_ms) })
+
 /* --- operations that must succeed --- */
 
 static void create_(const char *id, const char *doc)
 {
-    must(refuge_create(refuge, id, bytes_of(doc), LONG_MS, soon(), &res, &err));
+    must(refuge_create(refuge, id, bytes_of(doc), TERMS(LONG_MS), soon(), &res, &err));
 }
 
 static enum store_verdict write_text(void *ctx, struct bytes doc, struct buf *out)
@@ -100,8 +102,8 @@ static enum store_verdict write_text(void *ctx, struct bytes doc, struct buf *ou
 static void update_(const char *id, const char *base, const char *doc)
 {
     struct refuge_copy copy = { bytes_of(base), clock_wall_ms() + LONG_MS };
-    must(refuge_update(refuge, id, base ? &copy : NULL, write_text, (char *)(uintptr_t)doc, LONG_MS, soon(), &res,
-                       &err));
+    must(refuge_update(refuge, id, base ? &copy : NULL, write_text, (char *)(uintptr_t)doc, TERMS(LONG_MS), soon(),
+                       &res, &err));
 }
 
 static void delete_(const char *id, const char *base)

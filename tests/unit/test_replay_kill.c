@@ -220,7 +220,7 @@ static void write_in_refuge(unsigned seed)
         must(refuge_is_dirty(refuge, id, &dirty, &err));
         if (!dirty) get_redis(id, now); /* what the node's cache would hold */
         if (!dirty) copy.doc = bytes_of(now);
-        must(refuge_update(refuge, id, dirty ? NULL : &copy, put_ours, &next, LONG_MS, soon(), &res, &err));
+        must(refuge_update(refuge, id, dirty ? NULL : &copy, put_ours, &next, TERMS(LONG_MS), soon(), &res, &err));
         if (res.changed) ledger->ours[session] = next;
     }
 }

@@ -111,14 +111,14 @@ static void an_edit_may_leave_the_session_or_delete_it(void)
 {
     struct refuge_copy copy = { BYTES_LITERAL("{\"n\":1}"), clock_wall_ms() + 1000 };
     int calls = 0;
-    must(refuge_update(refuge, "a", &copy, keep, &calls, LONG_MS, soon(), &res, &err));
+    must(refuge_update(refuge, "a", &copy, keep, &calls, TERMS(LONG_MS), soon(), &res, &err));
     assert_true(calls == 1 && !res.changed && res.knows == REFUGE_SESSION);
     assert_int_equal(res.expires_at_ms, copy.expires_at_ms);
     assert_int_equal(rows_now(), 0);
-    must(refuge_update(refuge, "a", &copy, remove_it, NULL, LONG_MS, soon(), &res, &err));
+    must(refuge_update(refuge, "a", &copy, remove_it, NULL, TERMS(LONG_MS), soon(), &res, &err));
     assert_true(res.changed && res.knows == REFUGE_DELETED);
     create_("b", "{}");
-    must(refuge_update(refuge, "b", NULL, remove_it, NULL, LONG_MS, soon(), &res, &err));
+    must(refuge_update(refuge, "b", NULL, remove_it, NULL, TERMS(LONG_MS), soon(), &res, &err));
     assert_int_equal(knows("a"), REFUGE_DELETED);
     assert_int_equal(knows("b"), REFUGE_DELETED);
 }
@@ -146,15 +146,15 @@ static void what_has_expired_here_is_unknown_and_kept(void)
 {
     create_("a", "{}");
     clock_set(clock_wall_ms() + LONG_MS + 1, -1);
-    assert_int_equal(knows("a"), REFUGE_NOTHING);
+    assert_int_equal(knows("a"), REFUGE_EXPIRED);
     update_("a", "{}", "{\"n\":1}");
-    assert_true(!res.changed && res.knows == REFUGE_NOTHING);
+    assert_true(!res.changed && res.knows == REFUGE_EXPIRED);
     create_("a", "{}");
-    assert_true(!res.changed && res.knows == REFUGE_NOTHING);
+    assert_true(!res.changed && res.knows == REFUGE_EXPIRED);
     assert_int_equal(rows_now(), 1);
     struct refuge_copy late = { BYTES_LITERAL("{}"), clock_wall_ms() };
-    must(refuge_update(refuge, "b", &late, remove_it, NULL, LONG_MS, soon(), &res, &err));
-    assert_true(!res.changed && res.knows == REFUGE_NOTHING);
+    must(refuge_update(refuge, "b", &late, remove_it, NULL, TERMS(LONG_MS), soon(), &res, &err));
+    assert_true(!res.changed && res.knows == REFUGE_EXPIRED);
     delete_("a", NULL);
     assert_true(res.changed && res.knows == REFUGE_DELETED);
 }
@@ -164,10 +164,23 @@ static void a_life_is_prolonged_and_never_shortened(void)
     int64_t now_ms = clock_wall_ms();
     clock_set(now_ms, -1);
     struct refuge_copy copy = { BYTES_LITERAL("{}"), now_ms + 2 * LONG_MS };
-    must(refuge_update(refuge, "a", &copy, write_text, "{}", LONG_MS, soon(), &res, &err));
+    must(refuge_update(refuge, "a", &copy, write_text, "{}", TERMS(LONG_MS), soon(), &res, &err));
     assert_int_equal(res.expires_at_ms, now_ms + 2 * LONG_MS);
-    must(refuge_update(refuge, "a", NULL, write_text, "{}", 3 * LONG_MS, soon(), &res, &err));
+    must(refuge_update(refuge, "a", NULL, write_text, "{}", TERMS(3 * LONG_MS), soon(), &res, &err));
     assert_int_equal(res.expires_at_ms, now_ms + 3 * LONG_MS);
+}
+
+static void a_life_ends_where_it_must(void)
+{
+    int64_t now_ms = clock_wall_ms();
+    struct store_terms terms = { .ttl_ms = LONG_MS, .most_ms = 1000 };
+    clock_set(now_ms, -1);
+    must(refuge_create(refuge, "a", BYTES_LITERAL("{}"), &terms, soon(), &res, &err));
+    assert_int_equal(res.expires_at_ms, now_ms + 1000);
+    clock_set(now_ms + 900, -1);
+    terms.most_ms = 100;
+    must(refuge_update(refuge, "a", NULL, write_text, "{}", &terms, soon(), &res, &err));
+    assert_int_equal(res.expires_at_ms, now_ms + 1000);
 }
 
 static void a_life_is_set_to_what_is_asked_for(void)
@@ -190,21 +203,21 @@ static void a_life_is_set_to_what_is_asked_for(void)
     settle(&first, REFUGE_REPLAYED);
     assert_session("a", "{\"n\":1}"); /* the new life is still to be replayed */
     clock_set(now_ms + 5000, -1);
-    assert_int_equal(knows("a"), REFUGE_NOTHING);
+    assert_int_equal(knows("a"), REFUGE_EXPIRED);
 }
 
 static void documents_are_any_bytes_and_bounded(void)
 {
     struct bytes doc = { "\0\x01\xff", 3 };
     struct buf read = BUF_INIT(64), large = BUF_INIT(32 << 20);
-    must(refuge_create(refuge, "a", doc, LONG_MS, soon(), &res, &err));
+    must(refuge_create(refuge, "a", doc, TERMS(LONG_MS), soon(), &res, &err));
     must(refuge_get(refuge, "a", &read, &res, &err));
     assert_true(bytes_equal(buf_bytes(&read), doc));
     create_("empty", "");
     assert_int_equal(knows("empty"), REFUGE_SESSION);
     while (large.len <= 16 << 20) buf_puts(&large, "................................................................");
-    assert_false(refuge_create(refuge, "b", buf_bytes(&large), LONG_MS, soon(), &res, &err));
-    assert_false(refuge_update(refuge, "a", NULL, write_text, large.data, LONG_MS, soon(), &res, &err));
+    assert_false(refuge_create(refuge, "b", buf_bytes(&large), TERMS(LONG_MS), soon(), &res, &err));
+    assert_false(refuge_update(refuge, "a", NULL, write_text, large.data, TERMS(LONG_MS), soon(), &res, &err));
     assert_true(!res.changed && res.knows == REFUGE_NOTHING);
     assert_int_equal(rows_now(), 2);
     buf_done(&read);
@@ -367,7 +380,8 @@ static void facts_are_remembered_and_rows_know_the_epoch_they_are_based_on(void)
 static void keep_embedded(const char *id, const char *doc, int64_t ttl_ms)
 {
     struct store_result kept;
-    must(store_embedded_ops.create(embedded, id, bytes_of(doc), &(struct store_terms){ .ttl_ms = ttl_ms }, soon(), &kept, &err));
+    must(store_embedded_ops.create(embedded, id, bytes_of(doc), &(struct store_terms){ .ttl_ms = ttl_ms }, soon(),
+                                   &kept, &err));
 }
 
 static void sessions_of_the_embedded_store_become_rows_that_were_born_here(void)
@@ -471,7 +485,7 @@ static void create_in_task(void *arg)
     struct asker *a = arg;
     struct refuge_result own;
     struct err e;
-    a->done = refuge_create(refuge, a->id, BYTES_LITERAL("{}"), LONG_MS, soon(), &own, &e) && own.changed;
+    a->done = refuge_create(refuge, a->id, BYTES_LITERAL("{}"), TERMS(LONG_MS), soon(), &own, &e) && own.changed;
 }
 
 static void writes_of_a_round_share_its_transaction(void **state)
@@ -499,6 +513,7 @@ int main(void)
         CASE(a_deleted_session_stays_gone),
         CASE(what_has_expired_here_is_unknown_and_kept),
         CASE(a_life_is_prolonged_and_never_shortened),
+        CASE(a_life_ends_where_it_must),
         CASE(a_life_is_set_to_what_is_asked_for),
         CASE(documents_are_any_bytes_and_bounded),
         cmocka_unit_test_setup_teardown(rows_outlive_the_process, refuge_begin, refuge_end),
