@@ -16,6 +16,7 @@
 
 #define MOST_DOCUMENT_BYTES (16 * 1024 * 1024)
 #define EDITED_BUCKETS 64
+#define COPY_FRESH_MS  250 /* a copy that was confirmed so lately is not written again */
 #define TELL_MS 2000 /* how long the index and the stream are tried after an answer */
 
 /* Compare and set: writes ARGV[2] only where ARGV[1] still stands. The life becomes ARGV[3], never shortened but never
@@ -59,13 +60,15 @@ static const char *const script_read =
     "redis.call('PEXPIRE', KEYS[1], life)\n"
     "return {now, life, 1}";
 
-/* Sets the life to ARGV[1], with '1' as ARGV[2] only if that is longer. Answers the old and the new life, or nil. */
+/* Sets the life to ARGV[1], with '1' as ARGV[2] only if that is longer. Answers the old and the new life and the value,
+ * or nil. */
 static const char *const script_expire =
+    "local now = redis.call('GET', KEYS[1])\n"
+    "if not now then return nil end\n"
     "local left, life = redis.call('PTTL', KEYS[1]), tonumber(ARGV[1])\n"
-    "if left == -2 then return nil end\n"
-    "if ARGV[2] == '1' and left > life then return {left, left} end\n"
+    "if ARGV[2] == '1' and left > life then return {left, left, now} end\n"
     "redis.call('PEXPIRE', KEYS[1], life)\n"
-    "return {left, life}";
+    "return {left, life, now}";
 
 enum { SCRIPT_WRITE, SCRIPT_DELETE, SCRIPT_CREATE, SCRIPT_READ, SCRIPT_EXPIRE, SCRIPT_ROTATE, SCRIPTS };
 static const char *const script_texts[SCRIPTS] = {
@@ -94,7 +97,7 @@ struct edited {
     char id[IDS_TEXT_BYTES];
     struct update *first, **last; /* waiting */
     struct buf base;              /* what Redis held last, as far as this process knows... */
-    bool known;                   /* ...if it does */
+    bool known;                   /* ...if it does, by its own last write */
     struct edited *next;
 };
 
@@ -103,6 +106,8 @@ struct store_redis {
     struct redis_script scripts[SCRIPTS];
     struct edited *edited[EDITED_BUCKETS];
     int64_t most_events;
+    struct session_cache *copies; /* or NULL */
+    struct buf copy;              /* scratch, not across a park */
 };
 
 /* When a life that Redis names ends; 0: not known. */
@@ -115,6 +120,58 @@ static bool unexpected(const redisReply *reply, struct err *e)
 {
     return err_set(e, ERR_UNAVAILABLE, "redis: a reply of type %d was not expected", reply->type);
 }
+
+/* --- what this node keeps of it --- */
+
+/* What is known of a session before Redis is asked. */
+struct before {
+    uint64_t epoch;
+    bool known; /* there is a copy that says how long the session lives */
+};
+
+static bool find_copy(struct store_redis *sr, const char *id, struct session_copy *copy)
+{
+    buf_reset(&sr->copy);
+    return sr->copies != NULL && session_cache_get(sr->copies, id, &sr->copy, copy);
+}
+
+static struct before look_before(struct store_redis *sr, const char *id)
+{
+    struct session_copy copy;
+    if (sr->copies == NULL) return (struct before){ .known = true };
+    uint64_t epoch = session_cache_epoch(sr->copies, id);
+    return (struct before){ epoch, find_copy(sr, id, &copy) && copy.expires_at_ms != 0 };
+}
+
+/* Redis holds `doc`. An end that is not known (0) is the copy's, if that still says the same; else there is no copy: in
+ * an outage nobody could tell when it ends. */
+static void keep_read(struct store_redis *sr, const char *id, const struct before *before, struct bytes doc,
+                      int64_t expires_at_ms)
+{
+    struct session_copy copy;
+    if (sr->copies == NULL) return;
+    if (expires_at_ms == 0) {
+        if (!find_copy(sr, id, &copy)) return;
+        bool same = bytes_equal(buf_bytes(&sr->copy), doc);
+        if (same && copy.proven && clock_mono_ms() - copy.filled_ms < COPY_FRESH_MS) return;
+        expires_at_ms = same ? copy.expires_at_ms : 0;
+    }
+    if (expires_at_ms != 0) session_cache_put(sr->copies, id, doc, expires_at_ms, before->epoch);
+    else session_cache_drop(sr->copies, id);
+}
+
+static void keep_written(struct store_redis *sr, const char *id, uint64_t epoch, struct bytes doc,
+                         int64_t expires_at_ms)
+{
+    if (sr->copies != NULL) session_cache_note_write(sr->copies, id, doc, expires_at_ms, epoch);
+}
+
+static void forget_copy(struct store_redis *sr, const char *id)
+{
+    if (sr->copies != NULL) session_cache_drop(sr->copies, id);
+}
+
+/* --- reading --- */
 
 /* Appends the value of GET to `doc`; *found is false for nil. */
 static bool take_value(redisReply *reply, struct buf *doc, bool *found, struct err *e)
@@ -146,17 +203,32 @@ static bool read_with_life(struct store_redis *sr, const char *id, int64_t roll_
     return take_value(value, doc, &res->found, e);
 }
 
-static bool redis_store_get(void *self, const char *id, int64_t roll_ms, int64_t deadline_ms, struct buf *doc,
-                            struct store_result *res, struct err *e)
+static bool read_plainly(struct store_redis *sr, const char *id, int64_t deadline_ms, struct buf *doc,
+                         struct store_result *res, struct err *e)
 {
-    struct store_redis *sr = self;
     struct session_key k;
-    *res = (struct store_result){ 0 };
-    if (roll_ms != 0) return read_with_life(sr, id, roll_ms, deadline_ms, doc, res, e);
     struct bytes get[] = { BYTES_LITERAL("GET"), session_key(&k, id) };
     redisReply *reply = redis_call(sr->redis, get[1], 2, get, deadline_ms, NULL, e);
     return reply != NULL && take_value(reply, doc, &res->found, e);
 }
+
+/* The life is asked for where nobody here knows it, so that the copy has one. */
+static bool redis_store_get(void *self, const char *id, int64_t roll_ms, int64_t deadline_ms, struct buf *doc,
+                            struct store_result *res, struct err *e)
+{
+    struct store_redis *sr = self;
+    struct before before = look_before(sr, id);
+    size_t from = doc->len;
+    *res = (struct store_result){ 0 };
+    bool ok = roll_ms == 0 && before.known ? read_plainly(sr, id, deadline_ms, doc, res, e)
+                                           : read_with_life(sr, id, roll_ms, deadline_ms, doc, res, e);
+    if (!ok) return false;
+    if (res->found) keep_read(sr, id, &before, (struct bytes){ doc->data + from, doc->len - from }, res->expires_at_ms);
+    else if (before.known) forget_copy(sr, id);
+    return true;
+}
+
+/* --- creating, deleting, lives --- */
 
 /* Sends what creates a session: a plain SET where nobody can have had the id. */
 static bool send_create(struct store_redis *sr, const char *id, struct bytes doc, int64_t life_ms, bool minted,
@@ -185,6 +257,7 @@ static bool redis_store_create(void *self, const char *id, struct bytes doc, con
     struct store_redis *sr = self;
     bool repeated = false, capped = terms->most_ms > 0 && terms->most_ms < terms->ttl_ms;
     int64_t life_ms = capped ? terms->most_ms : terms->ttl_ms, expires_at_ms = clock_wall_ms() + life_ms;
+    struct before before = look_before(sr, id);
     *res = (struct store_result){ 0 };
     if (terms->user[0] != '\0' && !user_index_put(sr->redis, terms->user, id, expires_at_ms, deadline_ms, e)) return false;
     fault_point("create-indexed");
@@ -194,12 +267,15 @@ static bool redis_store_create(void *self, const char *id, struct bytes doc, con
         /* The first sending may have made it, and only its answer was lost: then what stands there is ours. */
         struct buf stored = BUF_INIT(MOST_DOCUMENT_BYTES);
         struct store_result read;
-        bool ok = redis_store_get(self, id, 0, deadline_ms, &stored, &read, e);
+        bool ok = read_plainly(sr, id, deadline_ms, &stored, &read, e);
         if (ok && read.found && bytes_equal(buf_bytes(&stored), doc)) *res = (struct store_result){ .changed = true };
         buf_done(&stored);
         if (!ok) return false;
     }
-    if (res->changed) res->expires_at_ms = expires_at_ms;
+    if (res->changed) {
+        res->expires_at_ms = expires_at_ms;
+        keep_written(sr, id, before.epoch, doc, expires_at_ms);
+    }
     return true;
 }
 
@@ -213,7 +289,10 @@ static redisReply *send_delete(struct store_redis *sr, const char *id, const str
     struct number gone_ms;
     struct bytes argv[] = { session_key(&k, id), gone_key(&g, id), base ? BYTES_LITERAL("1") : BYTES_LITERAL("0"), base ? buf_bytes(base) : BYTES_LITERAL(""),
                             number(&gone_ms, STORE_GONE_MS) };
-    return redis_eval_keys(sr->redis, &sr->scripts[SCRIPT_DELETE], 2, 5, argv, deadline_ms, repeated, e);
+    redisReply *reply = redis_eval_keys(sr->redis, &sr->scripts[SCRIPT_DELETE], 2, 5, argv, deadline_ms, repeated, e);
+    /* Done or not there. Unanswered, it may be done yet; but then the copy is all that the outage's tombstone can stand on. */
+    if (reply != NULL) forget_copy(sr, id);
+    return reply;
 }
 
 static bool redis_store_del(void *self, const char *id, int64_t deadline_ms, struct buf *was, struct store_result *res,
@@ -238,16 +317,19 @@ static bool redis_store_expire(void *self, const char *id, int64_t life_ms, bool
     struct session_key k;
     struct number life;
     bool repeated = false;
+    struct before before = look_before(sr, id);
     *res = (struct store_result){ 0 };
     struct bytes argv[] = { number(&life, life_ms), only_longer ? BYTES_LITERAL("1") : BYTES_LITERAL("0") };
     redisReply *reply = redis_eval(sr->redis, &sr->scripts[SCRIPT_EXPIRE], session_key(&k, id), 2, argv, deadline_ms,
                                    &repeated, e);
     if (reply == NULL) return false;
-    res->found = reply->type == REDIS_REPLY_ARRAY && reply->elements == 2;
+    res->found = reply->type == REDIS_REPLY_ARRAY && reply->elements == 3;
     if (res->found) {
+        const redisReply *value = reply->element[2];
         /* Sent twice, the second finds what the first did. */
         res->changed = repeated || reply->element[0]->integer != reply->element[1]->integer;
         res->expires_at_ms = end_of(reply->element[1]->integer);
+        keep_written(sr, id, before.epoch, (struct bytes){ value->str, (size_t)value->len }, res->expires_at_ms);
     }
     freeReplyObject(reply);
     return true;
@@ -363,38 +445,66 @@ static enum outcome write_verdict(struct store_redis *sr, struct edited *ed, con
     return compare_and_set(sr, ed->id, &ed->base, edited, v->ttl_ms, v->most_ms, deadline_ms, life_ms, e);
 }
 
+/* The value to begin with: our own last write, a copy, or else what Redis says. *sure is false for a copy. */
+static bool find_base(struct store_redis *sr, struct edited *ed, int64_t deadline_ms, bool *sure, bool *found,
+                      struct err *e)
+{
+    struct session_copy copy;
+    struct store_result read;
+    *sure = ed->known;
+    *found = true;
+    if (ed->known) return true;
+    buf_reset(&ed->base);
+    if (find_copy(sr, ed->id, &copy)) {
+        buf_add(&ed->base, buf_bytes(&sr->copy));
+        return true;
+    }
+    *sure = true;
+    bool ok = read_plainly(sr, ed->id, deadline_ms, &ed->base, &read, e);
+    *found = ok && read.found;
+    return ok;
+}
+
 /* Brings a batch of updates of one session to its end. */
 static void write_batch(struct store_redis *sr, struct edited *ed, struct update *batch, int64_t deadline_ms)
 {
     struct buf edited = BUF_INIT(MOST_DOCUMENT_BYTES), scratch = BUF_INIT(MOST_DOCUMENT_BYTES);
-    struct store_result read = { .found = true };
     struct err e = { .kind = ERR_NONE };
     struct verdict verdict = { .what = STORE_KEEP };
+    struct before before = look_before(sr, ed->id);
     int64_t life_ms = 0;
-    bool ok = true;
+    bool found, sure, ok = find_base(sr, ed, deadline_ms, &sure, &found, &e);
 
-    if (!ed->known) {
-        buf_reset(&ed->base);
-        ok = redis_store_get(sr, ed->id, 0, deadline_ms, &ed->base, &read, &e);
-    }
-    for (enum outcome outcome = OUTCOME_OTHER_VALUE; ok && read.found && outcome == OUTCOME_OTHER_VALUE;) {
+    for (enum outcome outcome = OUTCOME_OTHER_VALUE; ok && found && outcome == OUTCOME_OTHER_VALUE;) {
         verdict = run_edits(batch, &ed->base, &edited, &scratch);
-        if (verdict.what == STORE_KEEP) break;
-        outcome = write_verdict(sr, ed, &verdict, &edited, deadline_ms, &life_ms, &e);
-        ok = outcome != OUTCOME_FAILED;
-        read.found = outcome != OUTCOME_GONE;
+        if (verdict.what == STORE_KEEP && sure) break;
+        if (verdict.what == STORE_KEEP) { /* that nothing is to be done must not be said of an old copy */
+            struct store_result read;
+            buf_reset(&ed->base);
+            ok = read_plainly(sr, ed->id, deadline_ms, &ed->base, &read, &e);
+            found = ok && read.found;
+        } else {
+            outcome = write_verdict(sr, ed, &verdict, &edited, deadline_ms, &life_ms, &e);
+            ok = outcome != OUTCOME_FAILED;
+            found = outcome != OUTCOME_GONE;
+        }
+        sure = true;
     }
     fault_point("update-stored");
+    const bool wrote = ok && found && verdict.what == STORE_WRITE;
+    const int64_t expires_at_ms = wrote ? end_of(life_ms) : 0;
+    if (wrote) keep_written(sr, ed->id, before.epoch, buf_bytes(&edited), expires_at_ms);
+    else if (ok && !found) forget_copy(sr, ed->id);
     for (struct update *u = batch; u != NULL; u = u->next) {
         u->ok = ok;
         u->error = e;
-        if (!read.found) u->result = (struct store_result){ 0 };
-        if (ok && u->wrote && read.found) {
+        if (!found) u->result = (struct store_result){ 0 };
+        if (ok && u->wrote && found) {
             u->result.changed = true;
-            if (verdict.what == STORE_WRITE) u->result.expires_at_ms = end_of(life_ms);
+            u->result.expires_at_ms = expires_at_ms;
         }
     }
-    ed->known = ok && read.found && verdict.what == STORE_WRITE;
+    ed->known = wrote;
     if (ed->known) {
         buf_reset(&ed->base);
         buf_add(&ed->base, buf_bytes(&edited));
@@ -489,7 +599,9 @@ static bool redis_store_rotate(void *self, const char *id, store_edit_fn *edit, 
     struct redis_rotation ro = { .redis = sr->redis, .script = &sr->scripts[SCRIPT_ROTATE], .ops = &store_redis_ops,
                                  .store = sr, .id = id, .edit = edit, .ctx = ctx, .terms = terms,
                                  .rotation = rotation, .deadline_ms = deadline_ms, .doc = doc };
-    return redis_rotation_run(&ro, res, e);
+    bool ok = redis_rotation_run(&ro, res, e);
+    forget_copy(sr, id); /* also where Redis has not answered: the old id may have ended */
+    return ok;
 }
 
 /* --- who else hears of it --- */
@@ -590,14 +702,18 @@ static void redis_store_close(void *self)
     struct store_redis *sr = self;
     if (sr == NULL) return;
     redis_close(sr->redis);
+    buf_done(&sr->copy);
     free(sr);
 }
 
-struct store_redis *store_redis_open(const struct redis_options *connection, int64_t most_events)
+struct store_redis *store_redis_open(const struct redis_options *connection, int64_t most_events,
+                                     struct session_cache *copies)
 {
     struct store_redis *sr = mem_alloc(sizeof *sr);
     struct redis_options o = *connection;
     sr->most_events = most_events;
+    sr->copies = copies;
+    sr->copy = (struct buf)BUF_INIT(SESSION_CACHE_MOST_DOC_BYTES);
     for (int i = 0; i < SCRIPTS; i++) sr->scripts[i].text = script_texts[i];
     sr->scripts[SCRIPT_ROTATE].text = redis_rotation_script;
     o.scripts = sr->scripts;

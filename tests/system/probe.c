@@ -23,7 +23,7 @@ static bool count(struct err *e)
                                .sentinel_password = cfg->redis_sentinel_password };
     struct store_redis *sr = NULL;
     int64_t sessions;
-    bool ok = redis_url_parse(cfg->redis_url, &o.url, e) && (sr = store_redis_open(&o, 0)) != NULL &&
+    bool ok = redis_url_parse(cfg->redis_url, &o.url, e) && (sr = store_redis_open(&o, 0, NULL)) != NULL &&
               store_redis_ops.count(sr, INT64_MAX, &sessions, e);
     if (ok) printf("%" PRId64 "\n", sessions);
     store_redis_ops.close(sr);

@@ -18,7 +18,7 @@ static void *open_with(struct pollset *ps)
 {
     struct redis_options o = { .timeout_ms = 5000, .client_name = "tested", .pollset = ps };
     snprintf(o.url.servers[0].host, sizeof o.url.servers[0].host, "%s", server.path);
-    return store_redis_open(&o, 1000);
+    return store_redis_open(&o, 1000, NULL);
 }
 
 static void *open_store(void)
@@ -269,7 +269,7 @@ static struct store_case open_behind_proxy(void)
         }
     }
     close(listener);
-    struct store_case c = { .ops = &store_redis_ops, .self = store_redis_open(&o, 1000) };
+    struct store_case c = { .ops = &store_redis_ops, .self = store_redis_open(&o, 1000, NULL) };
     assert_false(is_there(&c, "warm-up")); /* the greeting is through */
     return c;
 }
