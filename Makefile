@@ -6,8 +6,8 @@ MODULES := mem fault err buf clock log \
            span json http ids limiter session session_merge life \
            redis_url redis_error redis_slots lookup redis_link redis_links \
            redis_sentinel redis_cluster redis turns \
-           redis_keys store_backend user_index session_events redis_rotation store_redis store_embedded \
-           session_cache store_refuge replay store
+           session_cache redis_keys store_backend user_index session_events redis_rotation store_redis \
+           store_embedded store_refuge replay shelter store
 HEADERS := mem fault redis_keys store_backend # of these there is only a header
 POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_status \
            connection handover worker keeper children listener notify master hyperpage-fcgi

@@ -50,9 +50,10 @@ enum { SCRIPT_SESSION, SCRIPT_TOMBSTONE, SCRIPT_EPOCH, SCRIPTS };
 struct replay {
     struct refuge *refuge;
     struct redis *redis;
+    struct session_cache *copies;
     struct redis_script scripts[SCRIPTS];
     const char *node;
-    void (*changed)(void *ctx, const char *id, struct bytes doc, int64_t life_ms);
+    void (*changed)(void *ctx, const struct replay_change *change);
     void *ctx;
 };
 
@@ -192,12 +193,23 @@ static bool attempt_merged(const struct refuge_row *row, struct attempt *a, stru
     return true;
 }
 
+/* Keeps what Redis holds now, as far as it is known, and tells of it; `epoch` is from before Redis was asked. */
+static void tell(struct replay *rp, const struct replay_change *change, int64_t expires_at_ms, uint64_t epoch)
+{
+    if (rp->copies != NULL && change->doc.len > 0)
+        session_cache_note_write(rp->copies, change->id, change->doc, expires_at_ms, epoch);
+    else if (rp->copies != NULL)
+        session_cache_drop(rp->copies, change->id);
+    if (rp->changed != NULL) rp->changed(rp->ctx, change);
+}
+
 /* Tries until Redis has the version or it is clear that it will not. FAILED with `e` else. */
 static enum answer bring_session(struct replay *rp, const struct refuge_row *row, int64_t deadline_ms, int *conflicts,
                                  struct err *e)
 {
     const int64_t life_ms = row->expires_at_ms - clock_wall_ms();
     const bool alive = life_ms > 0;
+    const uint64_t epoch = rp->copies != NULL ? session_cache_epoch(rp->copies, row->id) : 0;
     struct attempt a = { .expected = buf_bytes(row->born_here ? &row->doc : &row->base),
                          .doc = buf_bytes(&row->doc),
                          .may_be_missing = row->born_here && alive,
@@ -220,8 +232,11 @@ static enum answer bring_session(struct replay *rp, const struct refuge_row *row
                 answer = FAILED;
         }
     } while (again);
-    if (answer != FAILED && rp->changed != NULL)
-        rp->changed(rp->ctx, row->id, answer == WRITTEN ? a.doc : (struct bytes){ NULL, 0 }, life_ms);
+    if (answer != FAILED) {
+        struct replay_change change = { .id = row->id, .base = buf_bytes(&row->base), .life_ms = life_ms };
+        if (answer == WRITTEN && alive) change.doc = a.doc;
+        tell(rp, &change, row->expires_at_ms, epoch);
+    }
     *conflicts = a.conflicts;
     buf_done(&a.theirs);
     buf_done(&a.merged);
@@ -234,7 +249,8 @@ static enum answer bring_tombstone(struct replay *rp, const struct refuge_row *r
     names_of(rp, row, &n);
     struct bytes args[] = { bytes_of(n.version), BYTES_LITERAL(MARK_LIFE) };
     enum answer answer = call(rp, SCRIPT_TOMBSTONE, &n, 2, args, deadline_ms, NULL, e);
-    if (answer != FAILED && rp->changed != NULL) rp->changed(rp->ctx, row->id, (struct bytes){ NULL, 0 }, 0);
+    struct replay_change change = { .id = row->id, .deleted = true, .base = buf_bytes(&row->base) };
+    if (answer != FAILED) tell(rp, &change, 0, 0);
     return answer;
 }
 
@@ -364,6 +380,7 @@ struct replay *replay_open(const struct replay_options *o)
     struct replay *rp = mem_alloc(sizeof *rp);
     struct redis_options redis = o->redis;
     rp->refuge = o->refuge;
+    rp->copies = o->copies;
     rp->node = o->node;
     rp->changed = o->changed;
     rp->ctx = o->ctx;

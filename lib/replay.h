@@ -13,17 +13,26 @@
 #define HYPERPAGE_REPLAY_H
 
 #include "redis.h"
+#include "session_cache.h"
 #include "store_refuge.h"
 
 struct replay;
 
+/* What a replay did to a session. */
+struct replay_change {
+    const char *id;
+    bool deleted;
+    struct bytes doc, base; /* what Redis holds now; no bytes: deleted, or not known here. What the row was based on */
+    int64_t life_ms;        /* of `doc`, at least */
+};
+
 struct replay_options {
-    struct refuge *refuge;      /* must outlive the replay */
+    struct refuge *refuge;      /* must outlive the replay, as what follows */
+    struct session_cache *copies; /* what Redis has taken is kept here; NULL: nowhere */
     struct redis_options redis; /* where to; the scripts are the replay's own */
     const char *node;           /* borrowed; who we are, in the marks that the replay leaves */
-    /* Unless NULL, called when Redis holds something else for `id` than this node may believe, before the row goes:
-     * `doc` for `life_ms` or longer, or, with no bytes, what is not known here. Must not park. */
-    void (*changed)(void *ctx, const char *id, struct bytes doc, int64_t life_ms);
+    /* Unless NULL, called when Redis may hold something else than before, before the row goes. Must not park. */
+    void (*changed)(void *ctx, const struct replay_change *change);
     void *ctx;
 };
 

@@ -1,69 +1,102 @@
 #include "store.h"
 
 #include "clock.h"
-#include "log.h"
 #include "mem.h"
 #include "metrics.h"
 #include "session.h"
-#include "store_embedded.h"
-#include "store_redis.h"
+#include "shelter.h"
+
+#include <unistd.h>
 
 #define MOST_DOCUMENT_BYTES (256u << 20)
 #define PURGE_STEP 100 /* sessions deleted in one transaction: short, since every writer of the node waits for it */
 
-struct store {
-    const struct store_ops *ops; /* of the place that answers */
-    void *place;
-    struct store_embedded *embedded; /* the place itself, or NULL */
+/* Where an operation can be done. */
+struct place {
+    const struct store_ops *ops;
+    void *self;
 };
 
-struct store *store_open(const struct config *cfg, struct pollset *pollset, struct err *e)
+struct store {
+    struct place home;               /* Redis, or the embedded store */
+    struct place refuge;             /* what answers while Redis is away */
+    struct store_embedded *embedded; /* NULL: this node keeps no file */
+    struct store_redis *redis;       /* NULL: the embedded store is home, and what follows too */
+    struct session_cache *copies;
+    struct shelter *shelter;
+    char node[256];
+};
+
+/* --- which place answers --- */
+
+/* NULL, with `e`: none, for what was written to `id` in an outage cannot go back to Redis yet. */
+static const struct place *place_for(struct store *st, const char *id, int64_t deadline_ms, struct err *e)
 {
-    struct store *st = mem_alloc(sizeof *st);
-    if (cfg->redis_url[0] != '\0') {
-        st->ops = &store_redis_ops;
-        struct redis_options o = { .sentinel_password = cfg->redis_sentinel_password,
-                                   .timeout_ms = cfg->redis_timeout_ms,
-                                   .wait_replicas = (int)cfg->session_redis_wait_replicas,
-                                   .client_name = "hyperpage-fcgi",
-                                   .pollset = pollset };
-        if (redis_url_parse(cfg->redis_url, &o.url, e)) st->place = store_redis_open(&o, cfg->session_events_max);
-    } else {
-        struct store_embedded_options o = { .dir = cfg->state_dir, .sync_full = cfg->embedded_sync == 1,
-                                            .max_total = cfg->session_max_total };
-        st->ops = &store_embedded_ops;
-        st->place = st->embedded = store_embedded_open(&o, e);
-    }
-    if (st->place != NULL) return st;
-    free(st);
-    return NULL;
+    if (st->shelter == NULL) return &st->home;
+    if (shelter_is_needed(st->shelter)) return &st->refuge;
+    if (shelter_release(st->shelter, id, deadline_ms, e)) return &st->home;
+    if (!e->away) return NULL;
+    shelter_report(st->shelter, e);
+    return &st->refuge;
 }
 
-void store_close(struct store *st)
+/* Where to go on after a failure at `from`; NULL: it is the answer. */
+static const struct place *retreat(struct store *st, const struct place *from, const struct err *why)
 {
-    if (st == NULL) return;
-    st->ops->close(st->place);
-    free(st);
+    if (st->shelter == NULL || from == &st->refuge || !why->away) return NULL;
+    shelter_report(st->shelter, why);
+    return &st->refuge;
 }
 
-static void tell(struct store *st, const struct store_event *event)
+/* For what is not about one session. */
+static const struct place *place_of_all(const struct store *st)
 {
-    if (st->ops->tell != NULL) st->ops->tell(st->place, event);
+    return st->shelter != NULL && shelter_is_needed(st->shelter) ? &st->refuge : &st->home;
 }
+
+/* --- others hear of it --- */
+
+static void tell(const struct place *at, const struct store_event *event)
+{
+    if (at->ops->tell != NULL) at->ops->tell(at->self, event);
+}
+
+/* The replay has changed a session: who follows the events could not hear of it before. */
+static void hear_of_replay(void *ctx, const struct replay_change *change)
+{
+    struct store *st = ctx;
+    struct session_facts was = { 0 }, is = { 0 };
+    char user[STORE_USER_BYTES] = "", was_user[STORE_USER_BYTES] = "";
+    if (!change->deleted && change->doc.len == 0) return;
+    if (session_facts(change->base, &was)) session_user(was.user_id, was_user, sizeof was_user);
+    if (session_facts(change->doc, &is)) session_user(is.user_id, user, sizeof user);
+    tell(&st->home, &(struct store_event){ .kind = change->deleted ? STORE_DELETED : STORE_UPDATED,
+                                           .id = change->id,
+                                           .user = user,
+                                           .was_user = was_user,
+                                           .expires_at_ms =
+                                               change->deleted ? 0 : clock_wall_ms() + change->life_ms });
+}
+
+/* --- the operations --- */
 
 bool store_get(struct store *st, const char *id, int64_t roll_ms, int64_t deadline_ms, struct buf *doc,
                struct store_result *res, struct err *e)
 {
-    return st->ops->get(st->place, id, roll_ms, deadline_ms, doc, res, e);
+    for (const struct place *at = place_for(st, id, deadline_ms, e); at != NULL; at = retreat(st, at, e))
+        if (at->ops->get(at->self, id, roll_ms, deadline_ms, doc, res, e)) return true;
+    return false;
 }
 
 bool store_create(struct store *st, const char *id, struct bytes doc, const struct store_terms *terms,
                   int64_t deadline_ms, struct store_result *res, struct err *e)
 {
-    if (!st->ops->create(st->place, id, doc, terms, deadline_ms, res, e)) return false;
+    const struct place *at = place_for(st, id, deadline_ms, e);
+    while (at != NULL && !at->ops->create(at->self, id, doc, terms, deadline_ms, res, e)) at = retreat(st, at, e);
+    if (at == NULL) return false;
     if (!res->changed) return true;
     metrics_add(METRIC_sessions_created_total, 1);
-    tell(st, &(struct store_event){ .kind = STORE_CREATED, .id = id, .user = terms->user, .was_user = "",
+    tell(at, &(struct store_event){ .kind = STORE_CREATED, .id = id, .user = terms->user, .was_user = "",
                                     .expires_at_ms = res->expires_at_ms });
     return true;
 }
@@ -71,16 +104,18 @@ bool store_create(struct store *st, const char *id, struct bytes doc, const stru
 bool store_update(struct store *st, const char *id, store_edit_fn *edit, void *ctx, const struct store_terms *terms,
                   int64_t deadline_ms, struct store_result *res, struct err *e)
 {
-    if (!st->ops->update(st->place, id, edit, ctx, terms, deadline_ms, res, e)) return false;
+    const struct place *at = place_for(st, id, deadline_ms, e);
+    while (at != NULL && !at->ops->update(at->self, id, edit, ctx, terms, deadline_ms, res, e)) at = retreat(st, at, e);
+    if (at == NULL) return false;
     if (!res->changed) return true;
     if (res->deleted) {
         metrics_add(METRIC_sessions_deleted_total, 1);
-        tell(st, &(struct store_event){ .kind = STORE_DELETED, .id = id, .user = "", .was_user = terms->was_user });
+        tell(at, &(struct store_event){ .kind = STORE_DELETED, .id = id, .user = "", .was_user = terms->was_user });
         return true;
     }
     metrics_add(METRIC_sessions_updated_total, 1);
     if (terms->announce)
-        tell(st, &(struct store_event){ .kind = STORE_UPDATED, .id = id, .user = terms->user,
+        tell(at, &(struct store_event){ .kind = STORE_UPDATED, .id = id, .user = terms->user,
                                         .was_user = terms->was_user, .expires_at_ms = res->expires_at_ms });
     return true;
 }
@@ -89,10 +124,13 @@ bool store_rotate(struct store *st, const char *id, store_edit_fn *edit, void *c
                   struct store_rotation *rotation, int64_t deadline_ms, struct buf *doc, struct store_result *res,
                   struct err *e)
 {
-    if (!st->ops->rotate(st->place, id, edit, ctx, terms, rotation, deadline_ms, doc, res, e)) return false;
+    const struct place *at = place_for(st, id, deadline_ms, e);
+    while (at != NULL && !at->ops->rotate(at->self, id, edit, ctx, terms, rotation, deadline_ms, doc, res, e))
+        at = retreat(st, at, e);
+    if (at == NULL) return false;
     if (!res->changed) return true;
     metrics_add(METRIC_sessions_rotated_total, 1);
-    tell(st, &(struct store_event){ .kind = STORE_ROTATED, .id = rotation->new_id, .was_id = id, .user = terms->user,
+    tell(at, &(struct store_event){ .kind = STORE_ROTATED, .id = rotation->new_id, .was_id = id, .user = terms->user,
                                     .was_user = terms->was_user, .expires_at_ms = res->expires_at_ms });
     return true;
 }
@@ -100,21 +138,30 @@ bool store_rotate(struct store *st, const char *id, store_edit_fn *edit, void *c
 bool store_list(struct store *st, const char *user, int64_t deadline_ms, store_each_fn *each, void *ctx,
                 struct err *e)
 {
-    return st->ops->list(st->place, user, deadline_ms, each, ctx, e);
+    const struct place *at = place_of_all(st);
+    while (at != NULL && !at->ops->list(at->self, user, deadline_ms, each, ctx, e)) at = retreat(st, at, e);
+    return at != NULL;
 }
 
-void store_tell_life(struct store *st, const char *id, const char *user, int64_t expires_at_ms)
+static void tell_life(const struct place *at, const char *id, const char *user, int64_t expires_at_ms)
 {
-    tell(st, &(struct store_event){ .kind = STORE_UPDATED, .id = id, .user = user, .was_user = user,
+    tell(at, &(struct store_event){ .kind = STORE_UPDATED, .id = id, .user = user, .was_user = user,
                                     .expires_at_ms = expires_at_ms });
 }
 
 bool store_expire(struct store *st, const char *id, const char *user, int64_t life_ms, bool only_longer,
                   int64_t deadline_ms, struct store_result *res, struct err *e)
 {
-    if (!st->ops->expire(st->place, id, life_ms, only_longer, deadline_ms, res, e)) return false;
-    if (res->changed) store_tell_life(st, id, user, res->expires_at_ms);
+    const struct place *at = place_for(st, id, deadline_ms, e);
+    while (at != NULL && !at->ops->expire(at->self, id, life_ms, only_longer, deadline_ms, res, e)) at = retreat(st, at, e);
+    if (at == NULL) return false;
+    if (res->changed) tell_life(at, id, user, res->expires_at_ms);
     return true;
+}
+
+void store_tell_life(struct store *st, const char *id, const char *user, int64_t expires_at_ms)
+{
+    tell_life(&st->home, id, user, expires_at_ms);
 }
 
 bool store_delete(struct store *st, const char *id, int64_t deadline_ms, struct store_result *res, struct err *e)
@@ -122,43 +169,128 @@ bool store_delete(struct store *st, const char *id, int64_t deadline_ms, struct 
     struct buf was = BUF_INIT(MOST_DOCUMENT_BYTES);
     struct session_facts facts;
     char user[STORE_USER_BYTES] = "";
-    bool ok = st->ops->del(st->place, id, deadline_ms, &was, res, e);
-    if (ok && res->changed) {
+    const struct place *at = place_for(st, id, deadline_ms, e);
+    while (at != NULL && !at->ops->del(at->self, id, deadline_ms, &was, res, e)) at = retreat(st, at, e);
+    if (at != NULL && res->changed) {
         if (session_facts(buf_bytes(&was), &facts)) session_user(facts.user_id, user, sizeof user);
         metrics_add(METRIC_sessions_deleted_total, 1);
-        tell(st, &(struct store_event){ .kind = STORE_DELETED, .id = id, .user = "", .was_user = user });
+        tell(at, &(struct store_event){ .kind = STORE_DELETED, .id = id, .user = "", .was_user = user });
     }
     buf_done(&was);
-    return ok;
+    return at != NULL;
 }
 
 bool store_heal(struct store *st, struct store_heal *heal, int64_t deadline_ms, struct err *e)
 {
-    return st->ops->heal(st->place, heal, deadline_ms, e);
+    const struct place *at = place_of_all(st);
+    while (at != NULL && !at->ops->heal(at->self, heal, deadline_ms, e)) at = retreat(st, at, e);
+    return at != NULL;
 }
 
 bool store_ready(struct store *st, int64_t deadline_ms, struct err *e)
 {
-    return st->embedded != NULL ? store_embedded_ready(st->embedded, deadline_ms, e)
-                                : store_redis_ready(st->place, deadline_ms, e);
+    if (st->redis == NULL) return store_embedded_ready(st->embedded, deadline_ms, e);
+    if (!shelter_is_needed(st->shelter)) {
+        if (store_redis_ready(st->redis, deadline_ms, e)) return true;
+        if (!e->away) return false;
+        shelter_report(st->shelter, e);
+    }
+    if (st->embedded != NULL) return store_embedded_ready(st->embedded, deadline_ms, e);
+    return err_set_away(e, "redis is away");
 }
+
+/* --- rounds and housekeeping --- */
 
 void store_flush(struct store *st)
 {
-    st->ops->flush(st->place);
+    st->home.ops->flush(st->home.self);
+    if (st->shelter != NULL) shelter_ops.flush(st->shelter);
+}
+
+bool store_in_refuge(const struct store *st)
+{
+    return st->shelter != NULL && shelter_is_needed(st->shelter) && shelter_serves(st->shelter);
 }
 
 const char *store_name(const struct store *st)
 {
-    return st->ops->name;
+    return store_in_refuge(st) ? st->refuge.ops->name : st->home.ops->name;
+}
+
+static bool keep_embedded(struct store *st, bool *more, struct err *e)
+{
+    int64_t purged = 0;
+    bool ok = store_embedded_housekeep(st->embedded, PURGE_STEP, &purged, more, e);
+    metrics_add(METRIC_embedded_purged_total, (uint64_t)purged);
+    return ok;
 }
 
 bool store_housekeep(struct store *st, bool *more, struct err *e)
 {
-    int64_t purged = 0;
-    *more = false;
-    if (st->embedded == NULL) return true;
-    bool ok = store_embedded_housekeep(st->embedded, PURGE_STEP, &purged, more, e);
-    metrics_add(METRIC_embedded_purged_total, (uint64_t)purged);
+    bool to_purge = false, to_replay = false;
+    bool ok = st->shelter == NULL || shelter_tend(st->shelter, &to_replay, e);
+    if (st->copies != NULL) session_cache_tend(st->copies);
+    if (st->embedded != NULL && !keep_embedded(st, &to_purge, e)) ok = false;
+    *more = to_purge || to_replay;
     return ok;
+}
+
+/* --- opening --- */
+
+static bool open_embedded(struct store *st, const struct config *cfg, struct err *e)
+{
+    struct store_embedded_options o = { .dir = cfg->state_dir,
+                                        .sync_full = cfg->embedded_sync == 1,
+                                        .max_total = cfg->session_max_total };
+    st->embedded = store_embedded_open(&o, e);
+    return st->embedded != NULL;
+}
+
+/* Redis, the copies of what it holds, and what this node does without it. */
+static bool open_redis(struct store *st, const struct config *cfg, struct pollset *pollset, struct err *e)
+{
+    struct redis_options o = { .sentinel_password = cfg->redis_sentinel_password,
+                               .timeout_ms = cfg->redis_timeout_ms,
+                               .wait_replicas = (int)cfg->session_redis_wait_replicas,
+                               .client_name = "hyperpage-fcgi",
+                               .pollset = pollset };
+    if (!redis_url_parse(cfg->redis_url, &o.url, e)) return false;
+    st->copies = session_cache_open(cfg->run_dir, cfg->session_cache_bytes, e);
+    if (st->copies == NULL) return false;
+    st->redis = store_redis_open(&o, cfg->session_events_max, st->copies);
+    st->home = (struct place){ &store_redis_ops, st->redis };
+    if (cfg->session_fallback_to_memory && !open_embedded(st, cfg, e)) return false;
+    gethostname(st->node, sizeof st->node - 1);
+    struct shelter_options s = { .run_dir = cfg->run_dir,
+                                 .redis = st->redis,
+                                 .embedded = st->embedded,
+                                 .copies = st->copies,
+                                 .most_age_ms = cfg->session_refuge_max_age * 1000,
+                                 .connection = o,
+                                 .node = st->node,
+                                 .changed = hear_of_replay,
+                                 .ctx = st };
+    st->shelter = shelter_open(&s, e);
+    st->refuge = (struct place){ &shelter_ops, st->shelter };
+    return st->shelter != NULL;
+}
+
+struct store *store_open(const struct config *cfg, struct pollset *pollset, struct err *e)
+{
+    struct store *st = mem_alloc(sizeof *st);
+    bool ok = cfg->redis_url[0] != '\0' ? open_redis(st, cfg, pollset, e) : open_embedded(st, cfg, e);
+    if (ok && st->redis == NULL) st->home = (struct place){ &store_embedded_ops, st->embedded };
+    if (ok) return st;
+    store_close(st);
+    return NULL;
+}
+
+void store_close(struct store *st)
+{
+    if (st == NULL) return;
+    shelter_close(st->shelter);
+    store_redis_ops.close(st->redis);
+    session_cache_close(st->copies);
+    store_embedded_close(st->embedded);
+    free(st);
 }

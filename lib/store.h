@@ -1,5 +1,5 @@
-/* store.h: sessions by id, wherever they are kept: in Redis where REDIS_URL is set, else in the embedded store. The only
- * door to them: handlers never learn which place answered. */
+/* store.h: sessions by id, wherever they are kept: in Redis where REDIS_URL is set, and while that is away in this node's
+ * refuge; else in the embedded store. The only door to them: handlers never learn which place answered. */
 #ifndef HYPERPAGE_STORE_H
 #define HYPERPAGE_STORE_H
 
@@ -43,10 +43,12 @@ bool store_ready(struct store *st, int64_t deadline_ms, struct err *e);
 /* End of a round: what the round's tasks asked for is sent or committed. */
 void store_flush(struct store *st);
 
-const char *store_name(const struct store *st); /* of the place that answers now: "redis", "embedded" */
+const char *store_name(const struct store *st); /* of the place that answers now: "redis", "refuge", "embedded" */
+bool store_in_refuge(const struct store *st);
 
-/* One step of what the place on this node needs now and then: expired sessions go, its files stay small. *more: call
- * again soon. For the one process of the node that keeps house. */
+/* One step of what the places on this node need now and then: expired sessions go, files stay small, Redis is looked for
+ * after an outage, and what was written meanwhile goes back to it. *more: call again soon. For the one process of the
+ * node that keeps house; in a task it parks. */
 bool store_housekeep(struct store *st, bool *more, struct err *e);
 
 #endif

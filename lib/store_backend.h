@@ -25,6 +25,7 @@ struct store_terms {
     int64_t ttl_ms;  /* the remaining life becomes this, or stays if it is longer... */
     int64_t most_ms; /* ...but never longer than this; 0: no limit */
     bool minted;     /* create: nobody can have known the id, so it need not be looked up among the gone ones */
+    bool strict;     /* update: only where what is stored is known for sure: not in an outage of Redis */
     bool announce;   /* the index of users, and whoever follows the events, are to hear of this write */
     char user[STORE_USER_BYTES];     /* whose session it is; "": nobody's. Counts where `announce` is set */
     char was_user[STORE_USER_BYTES]; /* whose it was before */

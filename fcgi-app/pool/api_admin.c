@@ -128,7 +128,7 @@ static enum store_verdict delete_if_theirs(void *ctx, struct bytes doc, struct b
 static bool revoke_listed(struct exchange *x, const struct listing *l, int64_t *revoked, struct err *e)
 {
     for (size_t i = 0; i < l->count; i++) {
-        struct revocation r = { .listing = l };
+        struct revocation r = { .listing = l, .terms = { .strict = true } };
         struct store_result res;
         if (!store_update(x->api->store, l->ids[i], delete_if_theirs, &r, &r.terms, x->deadline_ms, &res, e)) return false;
         if (!res.changed) continue;

@@ -180,6 +180,7 @@ static bool change_session(struct exchange *x, const char *id, struct change *c,
     /* A delete of whatever stands there need not read it first. */
     bool blind = c->delete && x->rq.if_match[0] == '\0' && x->api->life.absolute_ms == 0;
     c->id = id;
+    c->terms.strict = x->rq.if_match[0] != '\0';
     x->phase = store_name(x->api->store);
     bool ok = blind ? store_delete(x->api->store, id, x->deadline_ms, res, &e)
                     : store_update(x->api->store, id, api_apply_change, c, &c->terms, x->deadline_ms, res, &e);

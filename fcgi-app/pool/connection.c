@@ -511,6 +511,7 @@ static void answer(struct exchange *x, char *const params[])
     if (path_ok) routes_answer(x);
     else response_error(&x->rs, 400, "INVALID_PATH", "The path is too long or not properly encoded");
     if (buf_overflowed(&x->rs.body)) response_error(&x->rs, 500, "INTERNAL_ERROR", "The answer is too large");
+    if (store_in_refuge(x->api->store)) response_header(&x->rs, "X-Session-Store", "refuge");
     x->rs.head_only = x->rq.method == HTTP_HEAD;
     count_answer(&x->rs);
 }

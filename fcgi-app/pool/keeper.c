@@ -4,7 +4,7 @@
 #include "log.h"
 #include "metrics.h"
 #include "store.h"
-#include "store_embedded.h"
+#include "store_refuge.h"
 #include "worker.h"
 
 #include <errno.h>
@@ -61,20 +61,38 @@ static bool watch_all(struct keeper *k, int life_fd, struct err *e)
     return k->pollset != NULL && pollset_add(k->pollset, &k->signals, EPOLLIN, e) && pollset_add(k->pollset, &k->life, EPOLLIN, e);
 }
 
-void keeper_report_leftovers(const struct config *cfg)
+static bool count_leftovers(const struct config *cfg, bool redis, int64_t *left, struct err *e)
 {
     struct store_embedded_options o = { .dir = cfg->state_dir };
+    struct refuge *refuge = NULL;
+    int64_t deadline_ms = clock_mono_ms() + 5000;
+    struct store_embedded *se = store_embedded_open(&o, e);
+    bool ok = se != NULL;
+    if (ok && redis) {
+        ok = store_embedded_ops.count(se, deadline_ms, left, e);
+    } else if (ok) {
+        refuge = refuge_open(&(struct refuge_options){ .embedded = se }, e);
+        ok = refuge != NULL && refuge_count(refuge, NULL, NULL, deadline_ms, left, e);
+    }
+    refuge_close(refuge);
+    store_embedded_close(se);
+    return ok;
+}
+
+void keeper_report_leftovers(const struct config *cfg)
+{
     struct err e;
     char path[4096];
     int64_t left = 0;
+    bool redis = cfg->redis_url[0] != '\0';
     snprintf(path, sizeof path, "%s/sessions.db", cfg->state_dir);
-    if (cfg->redis_url[0] == '\0' || access(path, F_OK) != 0) return;
-    struct store_embedded *se = store_embedded_open(&o, &e);
-    if (se == NULL || !store_embedded_ops.count(se, clock_mono_ms() + 5000, &left, &e))
+    if ((redis && cfg->session_fallback_to_memory) || access(path, F_OK) != 0) return;
+    if (!count_leftovers(cfg, redis, &left, &e))
         log_warn("embedded store of an earlier run cannot be looked at: error=\"%s\"", e.text);
-    else if (left > 0)
+    else if (left > 0 && redis)
         log_warn("redis is the store, but the embedded store still holds sessions, which are not served: sessions=%" PRId64 " path=\"%s\"", left, path);
-    store_embedded_close(se);
+    else if (left > 0)
+        log_warn("the embedded store is the store, but changes of an outage of redis still wait for it: sessions=%" PRId64 " path=\"%s\"", left, path);
 }
 
 static void keep_house(struct keeper *k, struct store *st)

@@ -8,7 +8,7 @@
 /* Runs until TERM, QUIT or INT, or until life_fd becomes readable: the master is dead. Returns the exit code. */
 int keeper_run(const struct config *cfg, int life_fd, int report_fd);
 
-/* With Redis as the store, says how many sessions the embedded store still holds from before. */
+/* Says what sessions STATE_DIR holds from before that nobody serves with these options. */
 void keeper_report_leftovers(const struct config *cfg);
 
 #endif

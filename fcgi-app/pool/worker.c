@@ -20,6 +20,8 @@
 #define ACCEPT_AT_ONCE 16   /* then the others have a chance too */
 #define TIDY_MS 1000
 #define OUT_OF_DESCRIPTORS_PAUSE_MS 100
+#define BUSY_PAUSE_MS 20    /* between steps of a worker that keeps house itself */
+#define IDLE_PAUSE_MS 250
 #define QUIET_MS 500        /* a pool that stops lets kept connections go after so much silence */
 
 enum leaving { LEAVING_NOT, LEAVING_TO_SIBLINGS, LEAVING_QUIETLY, LEAVING_AT_ONCE };
@@ -185,14 +187,21 @@ static void show_in_slot(struct worker *w)
     atomic_store_explicit(&w->slot->oldest_route, oldest->route, memory_order_relaxed);
 }
 
-/* Without a master nobody keeps house, so the worker does between rounds, in small steps. */
-static void housekeep_alone(struct worker *w, int64_t now_ms)
+static void run_housekeeping(void *worker)
 {
+    struct worker *w = worker;
     struct err e;
     bool more = false;
-    if (w->o->report_fd >= 0 || now_ms < w->housekeep_at_ms) return;
     if (!store_housekeep(w->store, &more, &e)) log_warn("housekeeping failed: error=\"%s\"", e.text);
-    w->housekeep_at_ms = now_ms + (more ? 20 : 1000);
+    w->housekeep_at_ms = clock_mono_ms() + (more ? BUSY_PAUSE_MS : IDLE_PAUSE_MS);
+}
+
+/* Without a master nobody keeps house, so the worker does between requests, in small steps. */
+static void housekeep_alone(struct worker *w, int64_t now_ms)
+{
+    if (w->o->report_fd >= 0 || w->leaving != LEAVING_NOT || now_ms < w->housekeep_at_ms) return;
+    w->housekeep_at_ms = CLOCK_NEVER; /* until this step is done */
+    task_start(run_housekeeping, w);
 }
 
 static void now_and_then(struct worker *w, int64_t now_ms)

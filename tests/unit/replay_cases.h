@@ -20,14 +20,14 @@ static struct slot slot;
 static char changed_id[64], changed_doc[256]; /* as replay_options.changed was told last */
 static int64_t timeout_ms = 5000;
 
-static void note_changed(void *ctx, const char *id, struct bytes doc, int64_t life_ms)
+static void note_changed(void *ctx, const struct replay_change *change)
 {
-    (void)ctx, (void)life_ms;
-    snprintf(changed_id, sizeof changed_id, "%s", id);
-    snprintf(changed_doc, sizeof changed_doc, "%.*s", (int)doc.len, doc.len > 0 ? doc.at : "");
+    (void)ctx;
+    snprintf(changed_id, sizeof changed_id, "%s", change->id);
+    snprintf(changed_doc, sizeof changed_doc, "%.*s", (int)change->doc.len, change->doc.len > 0 ? change->doc.at : "");
 }
 
-static void (*told_of_changes)(void *ctx, const char *id, struct bytes doc, int64_t life_ms) = note_changed;
+static void (*told_of_changes)(void *ctx, const struct replay_change *change) = note_changed;
 
 static void replay_reopen(void)
 {

@@ -179,9 +179,9 @@ static void a_tombstone_deletes_whatever_is_there_and_leaves_a_mark(void)
 
 /* ---- Once and only once ------------------------------------------------------------------------------------------ */
 
-static void die(void *ctx, const char *id, struct bytes doc, int64_t life_ms)
+static void die(void *ctx, const struct replay_change *change)
 {
-    (void)ctx, (void)id, (void)doc, (void)life_ms;
+    (void)ctx, (void)change;
     kill(getpid(), SIGKILL);
 }
 
