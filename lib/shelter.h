@@ -32,7 +32,7 @@ bool shelter_is_needed(const struct shelter *sh); /* is Redis away? One load: fo
 void shelter_report(struct shelter *sh, const struct err *why);
 
 /* To be called before Redis is asked about `id`: what was written here goes back first. False: it is still here;
- * ERR_UNAVAILABLE with `away`: Redis has just gone; ERR_CORRUPT: what Redis holds is no session. */
+ * ERR_UNAVAILABLE: Redis is away, or does not take it now; ERR_CORRUPT: what Redis holds is no session. */
 bool shelter_release(struct shelter *sh, const char *id, int64_t deadline_ms, struct err *e);
 
 /* What is answered while Redis is away; `self` is the shelter. A session that this node cannot know is ERR_UNAVAILABLE,

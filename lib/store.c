@@ -29,14 +29,15 @@ struct store {
 
 /* --- which place answers --- */
 
-/* NULL, with `e`: none, for what was written to `id` in an outage cannot go back to Redis yet. */
+/* What was written to `id` in an outage goes back to Redis first; as long as Redis does not take it, the refuge goes on
+ * with it. NULL, with `e`: no place can answer. */
 static const struct place *place_for(struct store *st, const char *id, int64_t deadline_ms, struct err *e)
 {
     if (st->shelter == NULL) return &st->home;
     if (shelter_is_needed(st->shelter)) return &st->refuge;
     if (shelter_release(st->shelter, id, deadline_ms, e)) return &st->home;
-    if (!e->away) return NULL;
-    shelter_report(st->shelter, e);
+    if (e->kind != ERR_UNAVAILABLE) return NULL;
+    if (e->away) shelter_report(st->shelter, e);
     return &st->refuge;
 }
 

@@ -148,9 +148,9 @@ def at_home(cluster, command, key, *words):
     raise AssertionError(f"no primary has {key}")
 
 
-def heal(cluster):
-    out = subprocess.run([BUILD / "tests/system/heal"], env={**os.environ, "REDIS_URL": cluster.url}, check=True,
-                         capture_output=True, text=True).stdout
+def heal(cluster, folder):
+    env = {**os.environ, "REDIS_URL": cluster.url, "STATE_DIR": str(folder / "state"), "RUN_DIR": str(folder / "run")}
+    out = subprocess.run([BUILD / "tests/system/heal"], env=env, check=True, capture_output=True, text=True).stdout
     return {name: int(n) for name, n in re.findall(r"(\w+)=(\d+)", out)}
 
 
@@ -199,7 +199,7 @@ def test_sessions_and_what_stands_beside_them_lie_in_different_slots(folder, ser
             at_home(cluster, "ZREM", f"hyperpage:user:{user}:sessions", key[len(PREFIX):])
     for user in users:
         at_home(cluster, "ZADD", f"hyperpage:user:{user}:sessions", 1, "dead")
-    assert heal(cluster) == {"sessions": 40, "entered": 40, "removed": 4}
+    assert heal(cluster, folder) == {"sessions": 40, "entered": 40, "removed": 4}
     for user, sessions in users.items():
         members = at_home(cluster, "ZRANGE", f"hyperpage:user:{user}:sessions", 0, -1)
         assert sorted(m.decode() for m in members) == sorted(sessions)

@@ -21,6 +21,7 @@ LONG = os.environ.get("HYPERPAGE_LONG") == "1"
 CI_FACTOR = 5  # a bound in a test is so many times the figure that is promised
 REPLACED_S = 0.1
 AWAY = (503, "SESSION_STORE_UNAVAILABLE")
+NO_REFUGE = {"SESSION_FALLBACK_TO_MEMORY": "false"}
 
 
 @pytest.fixture(params=["redis", "embedded"])
@@ -199,7 +200,7 @@ TIMEOUT_MS = 200
 @pytest.mark.parametrize("address", ["url", "unix_url"])
 def test_redis_may_be_away_when_the_pool_starts(folder, servers, kept, address):
     kept.stop()
-    pool = servers.enter_context(Pool(folder, REDIS_URL=getattr(kept, address)))
+    pool = servers.enter_context(Pool(folder, REDIS_URL=getattr(kept, address), **NO_REFUGE))
     assert_away(pool, "some-id", TIMEOUT_MS / 1000 * CI_FACTOR)
     kept.start()
     wait_until(lambda: pool.ask("GET", "/api/sessions").status == 200, "Redis is used", 5)
@@ -207,7 +208,7 @@ def test_redis_may_be_away_when_the_pool_starts(folder, servers, kept, address):
 
 
 def test_redis_may_be_killed_and_started_again(folder, servers, kept):
-    pool = servers.enter_context(Pool(folder, REDIS_URL=kept.url))
+    pool = servers.enter_context(Pool(folder, REDIS_URL=kept.url, **NO_REFUGE))
     for _ in range(2):
         session_id = create(pool)
         kept.stop(signal.SIGKILL)
@@ -232,7 +233,7 @@ def test_a_restart_between_two_requests_is_not_even_noticed(folder, servers, kep
 
 
 def test_redis_may_hang(folder, servers, kept):
-    pool = servers.enter_context(Pool(folder, REDIS_URL=kept.url))
+    pool = servers.enter_context(Pool(folder, REDIS_URL=kept.url, **NO_REFUGE))
     session_id = create(pool)
     kept.pause()
     assert_away(pool, session_id, (2 * TIMEOUT_MS) / 1000 * CI_FACTOR)
@@ -248,7 +249,7 @@ def create_again(pool):
 
 def test_a_redis_whose_name_nobody_knows_yet_is_away_too(folder, servers):
     """As when a container is up before the name service knows its neighbours."""
-    pool = servers.enter_context(Pool(folder, REDIS_URL="redis://no-such-host.invalid/0").launch())
+    pool = servers.enter_context(Pool(folder, REDIS_URL="redis://no-such-host.invalid/0", **NO_REFUGE).launch())
     wait_until(lambda: os.path.exists(pool.address), "the pool listens")
     with pool.connect(timeout_s=2 * CI_FACTOR) as client:
         answer = client.request("GET", "/api/sessions")
@@ -258,7 +259,7 @@ def test_a_redis_whose_name_nobody_knows_yet_is_away_too(folder, servers):
 
 @pytest.mark.parametrize("state", ["loading", "read-only", "out of memory"])
 def test_redis_may_refuse(folder, servers, kept, state):
-    pool = servers.enter_context(Pool(folder, REDIS_URL=kept.url))
+    pool = servers.enter_context(Pool(folder, REDIS_URL=kept.url, **NO_REFUGE))
     session_id = create(pool)
     if state == "read-only":
         kept.call("REPLICAOF", "127.0.0.1", "1")
@@ -358,12 +359,33 @@ def test_two_pools_on_one_folder_share_their_sessions(folder, servers):
     assert status(pools[1], session_id) == 401
 
 
-def test_with_redis_the_start_says_how_many_sessions_the_embedded_store_holds(folder, servers, redis):
+def test_without_a_refuge_the_start_says_how_many_sessions_the_embedded_store_holds(folder, servers, redis):
     with Pool(folder) as pool:
         created = [create(pool) for _ in range(7)]
         pool.ask("DELETE", f"/api/sessions/{created[0]}")
-    with Pool(folder, "with redis", REDIS_URL=redis.url) as pool:
+    with Pool(folder, "with redis", REDIS_URL=redis.url, **NO_REFUGE) as pool:
         wait_until(lambda: re.search(r"warn .*embedded store still holds sessions.*: sessions=6 ", pool.log()), "the log says so")
         assert status(pool, created[1]) == 401
     with Pool(folder, "without again") as pool:
         assert status(pool, created[1]) == 200
+
+
+def test_the_sessions_of_the_embedded_store_move_to_redis(folder, servers, redis):
+    with Pool(folder) as pool:
+        created = [create(pool) for _ in range(7)]
+        pool.ask("DELETE", f"/api/sessions/{created[0]}")
+    with Pool(folder, "with redis", REDIS_URL=redis.url) as pool:
+        assert status(pool, created[1]) == 200 and status(pool, created[0]) == 401
+        wait_until(lambda: all(redis.call("EXISTS", f"hyperpage:session:{i}") for i in created[1:]), "all are in Redis")
+        assert redis.call("EXISTS", f"hyperpage:session:{created[0]}") == 0
+
+
+def test_the_start_says_what_of_an_outage_still_waits_for_redis(folder, servers, kept):
+    with Pool(folder, "with redis", REDIS_URL=kept.url) as pool:
+        kept.stop(signal.SIGKILL)
+        create(pool)
+    with Pool(folder, "without") as pool:
+        wait_until(lambda: re.search(r"warn .*still wait for it: sessions=1 ", pool.log()), "the log says so")
+    kept.start()
+    with Pool(folder, "with redis again", REDIS_URL=kept.url) as pool:
+        wait_until(lambda: kept.call("KEYS", "hyperpage:session:*"), "it is in Redis")
