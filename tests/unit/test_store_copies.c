@@ -1,0 +1,253 @@
+/* What store_redis keeps in the session cache of what it reads and writes, and that it is never believed for more than
+ * it is worth. All that a store must do holds with it as well. */
+#include "store_redis.h"
+
+#include "redis_server.h"
+#include "session_cache.h"
+#include "store_cases.h"
+
+#include <ftw.h>
+
+#define KEY "hyperpage:session:"
+
+static struct redis_server server;
+static struct session_cache *opened[8], *copies; /* `copies` is the first one */
+static int open_count;
+static char dir[32];
+
+static void *open_store(void)
+{
+    struct redis_options o = { .timeout_ms = 5000, .client_name = "tested" };
+    struct err e;
+    snprintf(o.url.servers[0].host, sizeof o.url.servers[0].host, "%s", server.path);
+    opened[open_count] = session_cache_open(dir, 4 << 20, &e); /* of its own: the caller may be another process */
+    copies = opened[0];
+    return store_redis_open(&o, 1000, opened[open_count++]);
+}
+
+static struct store_case shared = { .ops = &store_redis_ops, .open = open_store };
+
+static int start(void **state)
+{
+    snprintf(dir, sizeof dir, "/tmp/test_copies.XXXXXX");
+    if (mkdtemp(dir) == NULL || !redis_server_start(&server)) return 1;
+    shared.self = open_store();
+    *state = &shared;
+    return copies == NULL;
+}
+
+static int remove_one(const char *path, const struct stat *st, int what, struct FTW *where)
+{
+    (void)st, (void)what, (void)where;
+    return remove(path);
+}
+
+static int stop(void **state)
+{
+    (void)state;
+    store_redis_ops.close(shared.self);
+    while (open_count > 0) session_cache_close(opened[--open_count]);
+    redis_server_done(&server);
+    return nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+}
+
+/* --- what the tests ask --- */
+
+static long long calls_of(const char *command)
+{
+    char text[64];
+    snprintf(text, sizeof text, "cmdstat_%s:calls=", command);
+    redisReply *info = redisCommand(server.admin, "INFO commandstats");
+    const char *at = strstr(info->str, text);
+    long long calls = at ? atoll(at + strlen(text)) : 0;
+    freeReplyObject(info);
+    return calls;
+}
+
+static void forget_calls(void)
+{
+    freeReplyObject(redisCommand(server.admin, "CONFIG RESETSTAT"));
+}
+
+/* As a pod of the original does it: nobody here hears of it. */
+static void others_write(const char *id, const char *doc)
+{
+    redis_server_ask(&server, "SET " KEY "%s %s PX 50000", id, doc);
+}
+
+static bool copy_of(const char *id, struct buf *doc, struct session_copy *copy)
+{
+    buf_reset(doc);
+    return session_cache_get(copies, id, doc, copy);
+}
+
+static void assert_copy(const char *id, const char *expected, int64_t life_ms)
+{
+    struct buf doc = BUF_INIT(1024);
+    struct session_copy copy;
+    assert_true(copy_of(id, &doc, &copy));
+    assert_string_equal(buf_text(&doc), expected);
+    assert_in_range(copy.expires_at_ms - clock_wall_ms(), life_ms - 5000, life_ms);
+    buf_done(&doc);
+}
+
+static void assert_no_copy(const char *id)
+{
+    struct buf doc = BUF_INIT(1024);
+    struct session_copy copy;
+    assert_false(copy_of(id, &doc, &copy));
+    buf_done(&doc);
+}
+
+/* --- the tests --- */
+
+static void what_is_written_is_kept_and_what_ends_is_not(void **state)
+{
+    struct store_case *c = *state;
+    char id[64], second[64];
+    struct script s = SCRIPT(STORE_WRITE, "{\"n\":2}"), end = SCRIPT(STORE_DELETE, "");
+    struct store_rotation rotation = { .new_id = "" };
+    struct buf doc = BUF_INIT(1024);
+    struct store_result res;
+    struct err e;
+    snprintf(id, sizeof id, "%s", new_id());
+    snprintf(second, sizeof second, "%s", new_id());
+    create_(c, id, BYTES_LITERAL("{\"n\":1}"), LONG_MS);
+    assert_copy(id, "{\"n\":1}", LONG_MS);
+    update_(c, id, follow_script, &s, 2 * LONG_MS);
+    assert_copy(id, "{\"n\":2}", 2 * LONG_MS);
+    must(c->ops->expire(c->self, id, 60000, false, soon(), &res, &e), &e);
+    assert_copy(id, "{\"n\":2}", 60000);
+    snprintf(rotation.new_id, sizeof rotation.new_id, "%s", second);
+    must(c->ops->rotate(c->self, id, follow_script, &s, TERMS(LONG_MS), &rotation, soon(), &doc, &res, &e), &e);
+    assert_no_copy(id);
+    assert_copy(second, "{\"n\":2}", LONG_MS);
+    update_(c, second, follow_script, &end, LONG_MS);
+    assert_no_copy(second);
+    snprintf(second, sizeof second, "%s", new_id());
+    create_(c, second, BYTES_LITERAL("{}"), LONG_MS);
+    delete_(c, second);
+    assert_no_copy(second);
+    buf_done(&s.seen);
+    buf_done(&end.seen);
+    buf_done(&doc);
+}
+
+static void the_life_is_asked_for_where_no_copy_says_it(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    others_write(id, "{\"n\":1}");
+    forget_calls();
+    assert_holds(c, id, BYTES_LITERAL("{\"n\":1}"));
+    assert_int_equal(calls_of("evalsha"), 1);
+    assert_copy(id, "{\"n\":1}", 50000);
+    assert_holds(c, id, BYTES_LITERAL("{\"n\":1}"));
+    assert_int_equal(calls_of("evalsha"), 1);
+    assert_copy(id, "{\"n\":1}", 50000);
+}
+
+static void a_read_that_finds_another_document_makes_its_copy_anew(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    create_(c, id, BYTES_LITERAL("{\"n\":1}"), LONG_MS);
+    others_write(id, "{\"n\":2}");
+    assert_holds(c, id, BYTES_LITERAL("{\"n\":2}"));
+    assert_no_copy(id); /* how long it lives is not known */
+    assert_holds(c, id, BYTES_LITERAL("{\"n\":2}"));
+    assert_copy(id, "{\"n\":2}", 50000);
+}
+
+static void a_read_that_finds_nothing_leaves_no_copy(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    create_(c, id, BYTES_LITERAL("{\"n\":1}"), LONG_MS);
+    redis_server_ask(&server, "DEL " KEY "%s", id);
+    assert_false(is_there(c, id));
+    assert_no_copy(id);
+}
+
+static void a_session_without_a_life_has_no_copy(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    redis_server_ask(&server, "SET " KEY "%s {}", id);
+    assert_holds(c, id, BYTES_LITERAL("{}"));
+    assert_no_copy(id);
+}
+
+static void an_update_is_based_on_the_copy_and_costs_one_round_trip(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    struct script s = SCRIPT(STORE_WRITE, "{\"n\":2}");
+    create_(c, id, BYTES_LITERAL("{\"n\":1}"), LONG_MS);
+    forget_calls();
+    assert_true(update_(c, id, follow_script, &s, LONG_MS).changed);
+    assert_int_equal(calls_of("evalsha"), 1);
+    assert_int_equal(calls_of("get"), 1); /* the script's */
+    assert_holds(c, id, BYTES_LITERAL("{\"n\":2}"));
+    buf_done(&s.seen);
+}
+
+static void an_update_of_an_old_copy_is_made_on_what_stands_in_redis(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    struct script s = SCRIPT(STORE_WRITE, "{\"n\":3}");
+    create_(c, id, BYTES_LITERAL("{\"n\":1}"), LONG_MS);
+    others_write(id, "{\"n\":2}");
+    assert_true(update_(c, id, follow_script, &s, LONG_MS).changed);
+    assert_int_equal(s.calls, 2);
+    assert_string_equal(buf_text(&s.seen), "{\"n\":2}");
+    assert_holds(c, id, BYTES_LITERAL("{\"n\":3}"));
+    assert_copy(id, "{\"n\":3}", LONG_MS);
+    buf_done(&s.seen);
+}
+
+static void an_update_of_what_has_ended_in_redis_finds_nothing(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    struct script s = SCRIPT(STORE_WRITE, "{\"n\":2}");
+    create_(c, id, BYTES_LITERAL("{\"n\":1}"), LONG_MS);
+    redis_server_ask(&server, "DEL " KEY "%s", id);
+    assert_false(update_(c, id, follow_script, &s, LONG_MS).found);
+    assert_no_copy(id);
+    buf_done(&s.seen);
+}
+
+/* As an If-Match that fails: it may be the copy that is old. */
+static void that_nothing_is_to_be_done_is_never_said_of_a_copy(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    struct script s = SCRIPT(STORE_KEEP, "");
+    create_(c, id, BYTES_LITERAL("{\"n\":1}"), LONG_MS);
+    others_write(id, "{\"n\":2}");
+    update_(c, id, follow_script, &s, LONG_MS);
+    assert_int_equal(s.calls, 2);
+    assert_string_equal(buf_text(&s.seen), "{\"n\":2}");
+    redis_server_ask(&server, "DEL " KEY "%s", id);
+    assert_false(update_(c, id, follow_script, &s, LONG_MS).found);
+    buf_done(&s.seen);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        STORE_CASES,
+        cmocka_unit_test(what_is_written_is_kept_and_what_ends_is_not),
+        cmocka_unit_test(the_life_is_asked_for_where_no_copy_says_it),
+        cmocka_unit_test(a_read_that_finds_another_document_makes_its_copy_anew),
+        cmocka_unit_test(a_read_that_finds_nothing_leaves_no_copy),
+        cmocka_unit_test(a_session_without_a_life_has_no_copy),
+        cmocka_unit_test(an_update_is_based_on_the_copy_and_costs_one_round_trip),
+        cmocka_unit_test(an_update_of_an_old_copy_is_made_on_what_stands_in_redis),
+        cmocka_unit_test(an_update_of_what_has_ended_in_redis_finds_nothing),
+        cmocka_unit_test(that_nothing_is_to_be_done_is_never_said_of_a_copy),
+    };
+    return cmocka_run_group_tests(tests, start, stop);
+}
