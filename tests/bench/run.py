@@ -23,6 +23,10 @@ Requests:
   touch            POST {"sessionId", "updates": {"lastActivity"}} to one of them: the portal's dominant request
   create           GET without an id
 Benchmarks are named REQUEST-FRONT (get-kept), and besides:
+  get-outage, touch-outage   through nginx with kept connections: the pool with Redis, and while Redis is stopped and its
+                   sessions are served from the refuge
+  get-cache, touch-cache     the same front: the pool that keeps copies of sessions for an outage, which is the default,
+                   and one that does not (SESSION_CACHE_BYTES=0)
   start            from the start of the pool to its first answer
   latency          one request at a time on one kept connection straight to the socket of an idle pool, minus the same
                    to L, minus a bare GET to Redis, one after the other from this process
@@ -53,6 +57,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import statistics
 import struct
 import subprocess
@@ -78,7 +83,13 @@ RATIO_GOALS = {
     ("get-lighttpd", "pool", "textbook-redis"): 1.4,
     ("touch-kept", "pool", "L"): 0.40,
     ("create-kept", "pool", "L"): 0.50,
+    ("get-outage", "outage", "with Redis"): 0.90,
+    ("touch-outage", "outage", "with Redis"): 0.40,
+    ("get-cache", "cache", "no cache"): 0.97,
+    ("touch-cache", "cache", "no cache"): 0.97,
 }
+REFERENCES = ("L", "textbook", "textbook-redis", "with Redis", "no cache")
+WITHOUT_REDIS = ("embedded", "L", "textbook", "outage")
 # A figure, at most.
 FIGURE_GOALS = {
     "a replacement's first answer, ms": 100,
@@ -287,6 +298,7 @@ class Stage:
         return {
             "pool": lambda: self.pool_argv(name, self.options.workers),
             "pool-1": lambda: self.pool_argv(name, 1),
+            "pool-uncached": lambda: self.pool_argv(name, self.options.workers) + ["--session-cache-bytes", "0"],
             "embedded": lambda: self.pool_argv(name, self.options.workers),
             "L": lambda: [loop + "epoll"] + fixed,
             "textbook": lambda: [loop + "textbook"] + fixed + [str(TEXTBOOK_WORKERS)],
@@ -483,6 +495,67 @@ def throughput(options, request, front):
     return runs
 
 
+@contextlib.contextmanager
+def outage(stage):
+    """Redis does not answer, all workers serve from the refuge; and at the end all that was written is in Redis again."""
+    def from_refuge():
+        """Whichever worker answers: each connection meets one of them, any."""
+        outputs = []
+        for _ in range(20):
+            with stage.connect("pool") as c:
+                c.send(c.get("/api/sessions?sessionId=" + first))
+                outputs.append(c.output(c.receive()))
+        return [b"X-Session-Store: refuge" in output and b"Status: 503" not in output for output in outputs]
+
+    def awaits_replay():
+        with contextlib.closing(sqlite3.connect(f"file:{stage.path('pool.state')}/sessions.db?mode=ro", uri=True)) as db:
+            return db.execute("SELECT count(*) FROM refuge").fetchone()[0]
+
+    with open(stage.ids_path("pool")) as f:
+        first = f.readline().strip()
+    os.kill(stage.redis.process.pid, signal.SIGSTOP)
+    try:
+        wait_until("the refuge serves", lambda: all(from_refuge()))
+        yield
+    finally:
+        os.kill(stage.redis.process.pid, signal.SIGCONT)
+    wait_until("Redis serves", lambda: not any(from_refuge()))
+    wait_until("all is in Redis again", lambda: awaits_replay() == 0, seconds=30, pause_s=0.01)
+
+
+def with_and_without_redis(options, request):
+    lane, runs = ("pool", "kept"), {"with Redis": [], "outage": []}
+    with Stage(options) as stage:
+        stage.backend_start("pool")
+        stage.sessions_make("pool")
+        stage.fronts_start([lane])
+        wrk(stage, "get", lane, 1)  # each session has been read: the node knows it
+        circumstances_of = {"with Redis": lambda _: contextlib.nullcontext(), "outage": outage}
+        for i in range(options.rounds):
+            for name in list(runs)[:: 1 if i % 2 == 0 else -1]:
+                with circumstances_of[name](stage):
+                    runs[name].append(wrk(stage, request, lane, options.seconds))
+                progress()
+    return runs
+
+
+def with_and_without_cache(options, request):
+    backends, runs = {"cache": "pool", "no cache": "pool-uncached"}, {"cache": [], "no cache": []}
+    lanes = {name: (backend, "kept") for name, backend in backends.items()}
+    with Stage(options) as stage:
+        for backend in backends.values():
+            stage.backend_start(backend)
+        stage.sessions_make("pool")
+        stage.fronts_start(list(lanes.values()))
+        for lane in lanes.values():
+            wrk(stage, request, lane, 1)
+        for i in range(options.rounds):
+            for name in list(runs)[:: 1 if i % 2 == 0 else -1]:
+                runs[name].append(wrk(stage, request, lanes[name], options.seconds))
+                progress()
+    return runs
+
+
 # ---------------------------------------------------------------- start, latency, memory
 
 
@@ -655,13 +728,13 @@ def ratio(options, benchmark, runs, contender, reference):
 
 
 def throughput_table(options, benchmark, runs):
-    references = [r for r in ("L", "textbook", "textbook-redis") if r in runs]
+    references = [r for r in REFERENCES if r in runs]
     yield ["contender"] + ["x " + r for r in references] + [
         "requests/s", "p50 ms", "p99 ms", "CPU us/request", "of Redis, us/request"
     ]
     for name, row in runs.items():
         # Whoever does not talk to Redis has nothing to say about Redis' CPU.
-        redis = spread([r.redis_us for r in row], 1) if name.startswith("pool") or name == "textbook-redis" else ""
+        redis = "" if name in WITHOUT_REDIS else spread([r.redis_us for r in row], 1)
         yield (
             [name]
             + [ratio(options, benchmark, runs, name, r) for r in references]
@@ -721,6 +794,13 @@ def benchmarks():
             name = f"{request}-{front}"
             found[name] = (
                 lambda options, request=request, front=front: throughput(options, request, front),
+                lambda options, runs, name=name: throughput_table(options, name, runs),
+            )
+    for kind, measure in (("outage", with_and_without_redis), ("cache", with_and_without_cache)):
+        for request in ("get", "touch"):
+            name = f"{request}-{kind}"
+            found[name] = (
+                lambda options, measure=measure, request=request: measure(options, request),
                 lambda options, runs, name=name: throughput_table(options, name, runs),
             )
     for measure in (start, replace, latency, memory):
