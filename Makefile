@@ -45,7 +45,7 @@ FUZZ_SECONDS ?= 60
 LIB_O    := $(patsubst %,$(BUILD)/lib/%.o,$(filter-out $(HEADERS),$(MODULES)))
 POOL_O   := $(patsubst %,$(BUILD)/fcgi-app/pool/%.o,$(POOL))
 
-.PHONY: all deps run test units system faults layers reference bench asan tsan fuzz format install clean
+.PHONY: all deps run test units system faults reliability layers reference bench asan tsan fuzz format install clean
 all: $(PROGRAMS)
 
 $(LIB): $(LIB_O)
@@ -92,6 +92,8 @@ system: all $(PROBES) faults
 	@HYPERPAGE_BUILD=$(BUILD) $(PYTHON) -B -m pytest -q -p no:cacheprovider tests/system
 faults: # the pool with the places of lib/fault.h at which a test may kill it
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/faults FAULTS=-DHYPERPAGE_FAULTS all
+reliability: all $(PROBES) # the long form of the outages, and the table of docs/reliability.md
+	@HYPERPAGE_LONG=1 HYPERPAGE_BUILD=$(BUILD) $(PYTHON) -B -m pytest -q -p no:cacheprovider tests/system/test_outage.py tests/system/test_two_nodes.py
 layers:
 	@awk -f tests/layers.awk -v modules="$(MODULES)" lib/*.c lib/*.h
 reference: $(BUILD)/hyperpage-fcgi

@@ -40,10 +40,22 @@ def front(request, folder, servers, pool):
     return servers.enter_context(Front(folder, request.param, f"unix:{pool.address}"))
 
 
+outages = []  # rows of the table that test_outage.py makes: {column: value}
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     report = (yield).get_result()
+    outages.extend(value for name, value in item.user_properties if name == "outage" and report.when == "call")
     if report.failed:
         report.sections += [(f"log of {server.name}", server.log()[-20000:]) for server in Server.started]
     if report.when == "teardown":
         Server.started.clear()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table of outages, as docs/reliability.md keeps it."""
+    if outages:
+        head = list(outages[0])
+        for cells in (head, ["---"] * len(head), *(row.values() for row in outages)):
+            terminalreporter.write_line("| " + " | ".join(map(str, cells)) + " |")
