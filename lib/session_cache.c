@@ -754,6 +754,13 @@ static bool find(struct session_cache *c, const struct session *sn, struct sight
     return true;
 }
 
+bool session_cache_is_on(struct session_cache *c)
+{
+    uint32_t current = READ(c->control->current);
+    if (current != c->number) follow(c, current);
+    return c->table != NULL;
+}
+
 bool session_cache_get(struct session_cache *c, const char *id, struct buf *doc, struct session_copy *copy)
 {
     struct session sn;

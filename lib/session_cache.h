@@ -35,6 +35,9 @@ void session_cache_close(struct session_cache *c);
  * made before. May take long. */
 void session_cache_tend(struct session_cache *c);
 
+/* Is anything kept now? */
+bool session_cache_is_on(struct session_cache *c);
+
 struct session_copy {
     int64_t expires_at_ms; /* wall; 0: not known */
     int64_t filled_ms;     /* monotonic: when it came from Redis or was written there */

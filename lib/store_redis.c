@@ -138,7 +138,7 @@ static bool find_copy(struct store_redis *sr, const char *id, struct session_cop
 static struct before look_before(struct store_redis *sr, const char *id)
 {
     struct session_copy copy;
-    if (sr->copies == NULL) return (struct before){ .known = true };
+    if (sr->copies == NULL || !session_cache_is_on(sr->copies)) return (struct before){ .known = true };
     uint64_t epoch = session_cache_epoch(sr->copies, id);
     return (struct before){ epoch, find_copy(sr, id, &copy) && copy.expires_at_ms != 0 };
 }

@@ -782,6 +782,13 @@ def test_the_usual_requests_cost_no_more_round_trips(folder, servers):
     assert cost(place, lambda: place.ask("GET", "/api/sessions")) in ({"set": 1}, {"set": 1, "xadd": 1})
 
 
+def test_without_copies_a_read_asks_for_no_life(folder, servers):
+    place = place_of("redis", folder, servers, SESSION_CACHE_BYTES=0, WORKERS=1)
+    session_id = place.create()
+    events_of(place, session_id, 1)
+    assert cost(place, lambda: place.ask("GET", f"/api/sessions/{session_id}")) == {"get": 1}
+
+
 def test_a_rolling_read_is_one_round_trip(folder, servers):
     place = place_of("redis", folder, servers, SESSION_ROLLING="true", WORKERS=1)
     session_id = place.create()
