@@ -224,6 +224,16 @@ bool shelter_release(struct shelter *sh, const char *id, int64_t deadline_ms, st
     return !dirty || replay_one(sh->replay, id, deadline_ms, e);
 }
 
+/* As a version whose replay has begun, and is not settled. */
+bool shelter_hold(struct shelter *sh, const char *id, int64_t deadline_ms, struct err *e)
+{
+    struct refuge_row row = { 0 };
+    size_t taken;
+    bool ok = refuge_take(sh->refuge, id, &row, 1, &taken, deadline_ms, e);
+    refuge_rows_done(&row, 1);
+    return ok;
+}
+
 /* --- the way back --- */
 
 /* How many rows there are, and where the bound of them stood when they were counted. */

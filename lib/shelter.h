@@ -40,6 +40,10 @@ bool shelter_release(struct shelter *sh, const char *id, int64_t deadline_ms, st
  * with terms->strict. */
 extern const struct store_ops shelter_ops;
 
+/* What is written down of `id` by now has been sent to Redis before, and nobody heard whether it was done. It is kept as
+ * a version of its own: if Redis did it, what follows here is a change of that, and no conflict with it. */
+bool shelter_hold(struct shelter *sh, const char *id, int64_t deadline_ms, struct err *e);
+
 /* One step on the way back: in an outage Redis is tried, at most every BREAKER_PROBE_MS and by one process of the node;
  * else some of what was written here goes back. *more: call again soon. For whoever keeps house, a few times a second;
  * in a task it parks. */

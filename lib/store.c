@@ -92,10 +92,11 @@ bool store_get(struct store *st, const char *id, int64_t roll_ms, int64_t deadli
 bool store_create(struct store *st, const char *id, struct bytes doc, const struct store_terms *terms,
                   int64_t deadline_ms, struct store_result *res, struct err *e)
 {
-    const struct place *at = place_for(st, id, deadline_ms, e);
+    const struct place *from = place_for(st, id, deadline_ms, e), *at = from;
     while (at != NULL && !at->ops->create(at->self, id, doc, terms, deadline_ms, res, e)) at = retreat(st, at, e);
     if (at == NULL) return false;
     if (!res->changed) return true;
+    if (at != from && !shelter_hold(st->shelter, id, deadline_ms, e)) return false;
     metrics_add(METRIC_sessions_created_total, 1);
     tell(at, &(struct store_event){ .kind = STORE_CREATED, .id = id, .user = terms->user, .was_user = "",
                                     .expires_at_ms = res->expires_at_ms });
@@ -105,10 +106,11 @@ bool store_create(struct store *st, const char *id, struct bytes doc, const stru
 bool store_update(struct store *st, const char *id, store_edit_fn *edit, void *ctx, const struct store_terms *terms,
                   int64_t deadline_ms, struct store_result *res, struct err *e)
 {
-    const struct place *at = place_for(st, id, deadline_ms, e);
+    const struct place *from = place_for(st, id, deadline_ms, e), *at = from;
     while (at != NULL && !at->ops->update(at->self, id, edit, ctx, terms, deadline_ms, res, e)) at = retreat(st, at, e);
     if (at == NULL) return false;
     if (!res->changed) return true;
+    if (at != from && !res->deleted && !shelter_hold(st->shelter, id, deadline_ms, e)) return false;
     if (res->deleted) {
         metrics_add(METRIC_sessions_deleted_total, 1);
         tell(at, &(struct store_event){ .kind = STORE_DELETED, .id = id, .user = "", .was_user = terms->was_user });

@@ -18,10 +18,10 @@ SESSIONS = 6
 class TwoNodes(Single):
     """`connected` is always with Redis; `cut` is behind a proxy."""
 
-    def __init__(self, folder, servers):
+    def __init__(self, folder, servers, workers=2):
         super().__init__(folder, servers)
         self.connected, self.cut = (servers.enter_context(Pool(
-            folder, name, WORKERS=2, REDIS_URL=url, RUN_DIR=folder / f"{name} run", STATE_DIR=folder / f"{name} state"))
+            folder, name, WORKERS=workers, REDIS_URL=url, RUN_DIR=folder / f"{name} run", STATE_DIR=folder / f"{name} state"))
             for name, url in (("connected", self.redis.url), ("cut", self.proxy.url)))
 
     def make_known(self, count):
@@ -33,6 +33,13 @@ class TwoNodes(Single):
     def apart(self, session_id):
         self.proxy.refuse()
         wait_until(lambda: in_refuge(self.cut, session_id), "the node that is cut off serves from its refuge")
+
+    def unheard(self, session_id, body):
+        """The node that is about to be cut off, by its only worker, sends a change that Redis makes, but hears nothing."""
+        self.proxy.hold_replies()
+        answer = self.cut.ask("PATCH", f"/api/sessions/{session_id}", body)
+        assert answer.status in (200, 503), answer.body
+        assert stored(self)[session_id].items() >= body.items()
 
     def together(self, session_id):
         self.proxy.release()
@@ -139,3 +146,31 @@ def test_of_a_member_that_both_have_changed_the_later_document_counts(nodes, lat
         document = session(pool, session_id)
         assert (document["who"], document["cut"], document["connected"]) == (later, True, True)
     assert metric(nodes.cut, "replay_conflicts_total") == 1
+
+def test_a_change_that_redis_has_made_unheard_does_not_win_over_what_followed_it(folder, servers):
+    """Though by then the other node has written the later document."""
+    nodes = TwoNodes(folder, servers, workers=1)
+    session_id, = nodes.make_known(1)
+    nodes.unheard(session_id, {"a": 1})
+    nodes.apart(session_id)
+    patch(nodes.cut, session_id, {"a": 2})
+    time.sleep(0.005)  # in another millisecond
+    patch(nodes.connected, session_id, {"b": 1})
+    nodes.together(session_id)
+    for pool in (nodes.cut, nodes.connected):
+        document = session(pool, session_id)
+        assert (document["a"], document["b"]) == (2, 1)
+    assert metric(nodes.cut, "replay_conflicts_total") == 0
+
+
+def test_a_session_that_redis_has_made_unheard_is_the_one_that_was_acknowledged(folder, servers):
+    nodes = TwoNodes(folder, servers, workers=1)
+    stays, = nodes.make_known(1)
+    nodes.proxy.hold_replies()
+    born = create(nodes.cut)
+    assert born in stored(nodes)
+    nodes.apart(stays)
+    patch(nodes.cut, born, {"preferences": {"theme": "dark"}})
+    nodes.together(stays)
+    assert session(nodes.connected, born)["preferences"] == {"theme": "dark"}
+    assert metric(nodes.cut, "replay_conflicts_total") == 0
