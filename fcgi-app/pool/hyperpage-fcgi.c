@@ -1,4 +1,5 @@
 /* hyperpage-fcgi.c: the pool's program: reads its options and becomes a master, or, with WORKERS=0, one worker. */
+#include "folder.h"
 #include "keeper.h"
 #include "listener.h"
 #include "log.h"
@@ -27,7 +28,7 @@ static int print(struct buf *text)
 static int refuse(const struct err *e)
 {
     fprintf(stderr, "hyperpage-fcgi: %s\n", e->text);
-    master_leave_nothing();
+    folder_leave_nothing();
     return 2;
 }
 

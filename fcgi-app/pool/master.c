@@ -2,6 +2,7 @@
 
 #include "children.h"
 #include "clock.h"
+#include "folder.h"
 #include "handover.h"
 #include "http.h"
 #include "keeper.h"
@@ -19,7 +20,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -57,31 +57,6 @@ static void act(void);
 
 /* --- checks --- */
 
-static const char *made_folder[2]; /* by this start; taken away again if nothing comes of it */
-
-static bool folder_check(const char *key, const char *path, mode_t mode, bool create, struct err *e)
-{
-    struct stat st;
-    if (path[0] == '\0') return err_set(e, ERR_INPUT, "%s is empty: allowed is the path of a folder", key);
-    if (strlen(path) > 3000) return err_set(e, ERR_INPUT, "%s: allowed are 3000 bytes", key);
-    if (stat(path, &st) != 0) {
-        if (!create) { /* --check changes nothing: would the folder's parent let us make it? */
-            char parent[4096];
-            snprintf(parent, sizeof parent, "%s", path);
-            char *slash = strrchr(parent, '/');
-            if (slash == NULL) snprintf(parent, sizeof parent, ".");
-            else slash[slash == parent] = '\0';
-            if (access(parent, W_OK | X_OK) == 0) return true;
-            return err_set(e, ERR_INPUT, "%s=%.100s: cannot be made: %s", key, path, strerror(errno));
-        }
-        if (mkdir(path, mode) != 0) return err_set(e, ERR_INPUT, "%s=%.100s: cannot be made: %s", key, path, strerror(errno));
-        made_folder[made_folder[0] != NULL] = path;
-        return true;
-    }
-    if (!S_ISDIR(st.st_mode)) return err_set(e, ERR_INPUT, "%s=%.100s: is no folder", key, path);
-    return access(path, W_OK | X_OK) == 0 || err_set(e, ERR_INPUT, "%s=%.100s: cannot be written: %s", key, path, strerror(errno));
-}
-
 bool master_check_config(const struct config *cfg, bool create, struct err *e)
 {
     struct redis_url url;
@@ -95,11 +70,6 @@ bool master_check_config(const struct config *cfg, bool create, struct err *e)
     /* The web server must get through RUN_DIR to the socket, which has its own permissions. */
     return ok && listener_check(cfg, e) && folder_check("RUN_DIR", cfg->run_dir, 0755, create, e) &&
            folder_check("STATE_DIR", cfg->state_dir, 0700, create, e);
-}
-
-void master_leave_nothing(void)
-{
-    for (size_t i = 0; i < 2 && made_folder[i] != NULL; i++) rmdir(made_folder[i]);
 }
 
 /* --- children --- */

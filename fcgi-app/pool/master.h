@@ -20,7 +20,4 @@ int master_run(struct master_options *o, struct err *e);
  * there. False: one line naming the option, the value and what is allowed. */
 bool master_check_config(const struct config *cfg, bool create, struct err *e);
 
-/* After a start that was refused: removes the folders that it has made. */
-void master_leave_nothing(void);
-
 #endif
