@@ -3,7 +3,7 @@
 # Modules of lib/ in floor order: a file includes only headers that stand before it (`make layers`).
 MODULES := mem fault err buf clock log \
            config folder shared metrics breaker task waiters pollset \
-           span json http ids limiter session session_merge life \
+           span json http ids pod_name limiter session session_merge life \
            redis_url redis_error redis_slots lookup redis_link redis_links \
            redis_sentinel redis_cluster redis turns \
            session_cache redis_keys store_backend user_index session_events redis_rotation store_redis \
@@ -11,6 +11,7 @@ MODULES := mem fault err buf clock log \
 HEADERS := mem fault redis_keys store_backend # of these there is only a header
 POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_status \
            connection handover worker keeper children listener notify master hyperpage-fcgi
+COORDINATOR := leadership duties coordinator hyperpage-coordinator
 
 BUILD   ?= build
 CC      ?= cc
@@ -32,7 +33,7 @@ LDLIBS   := -lfcgi -lhiredis -ljson-c -luuid -lsqlite3 -lev -lpthread
 ASAN     := BUILD=build/asan OPTIMISE=-O1 SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all"
 
 LIB      := $(BUILD)/libhyperpage.a
-PROGRAMS := $(BUILD)/hyperpage-fcgi
+PROGRAMS := $(BUILD)/hyperpage-fcgi $(BUILD)/hyperpage-coordinator
 ONLY     ?= test_*
 UNITS    := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,\
               $(filter-out tests/unit/$(WITHOUT).c,$(wildcard $(ONLY:%=tests/unit/%.c))))
@@ -44,6 +45,7 @@ FUZZED   := $(patsubst %,lib/%.c,err buf clock span json http ids session sessio
 FUZZ_SECONDS ?= 60
 LIB_O    := $(patsubst %,$(BUILD)/lib/%.o,$(filter-out $(HEADERS),$(MODULES)))
 POOL_O   := $(patsubst %,$(BUILD)/fcgi-app/pool/%.o,$(POOL))
+COORDINATOR_O := $(patsubst %,$(BUILD)/fcgi-app/coordinator/%.o,$(COORDINATOR))
 
 .PHONY: all deps run test units system faults reliability layers reference bench asan tsan fuzz format install clean
 all: $(PROGRAMS)
@@ -52,6 +54,9 @@ $(LIB): $(LIB_O)
 	@rm -f $@
 	$(Q)$(AR) rcs $@ $^
 $(BUILD)/hyperpage-fcgi: $(POOL_O) $(LIB)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(BUILD)/hyperpage-coordinator: $(COORDINATOR_O) $(LIB)
 	@echo "  LINK $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(BUILD)/tests/unit/test_pool_%: $(BUILD)/tests/unit/test_pool_%.o $(filter-out %/hyperpage-fcgi.o,$(POOL_O)) $(LIB)
@@ -115,6 +120,6 @@ fuzz: # FUZZ_SECONDS of each target
 format:
 	clang-format -i lib/*.[ch] fcgi-app/*/*.[ch] tests/unit/*.[ch] tests/fuzz/*.c tests/bench/*.[ch]
 install: all
-	install -D -m 755 $(BUILD)/hyperpage-fcgi $(DESTDIR)$(PREFIX)/bin/hyperpage-fcgi
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(PROGRAMS)
 clean:
 	rm -rf build

@@ -30,6 +30,11 @@ void pollset_free(struct pollset *ps)
     free(ps);
 }
 
+int pollset_fd(const struct pollset *ps)
+{
+    return ps->epoll_fd;
+}
+
 bool pollset_add(struct pollset *ps, struct watch *w, uint32_t events, struct err *e)
 {
     struct epoll_event ev = { .events = events, .data.ptr = w };

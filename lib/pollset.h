@@ -18,6 +18,9 @@ struct watch {
 struct pollset *pollset_new(struct err *e);
 void pollset_free(struct pollset *ps);
 
+/* Readable while something in the set is ready: for a loop of another kind, which then calls pollset_wait(ps, 0). */
+int pollset_fd(const struct pollset *ps);
+
 /* `events` as for epoll_ctl. False: the descriptor cannot be watched (limits of the system). */
 bool pollset_add(struct pollset *ps, struct watch *w, uint32_t events, struct err *e);
 void pollset_change(struct pollset *ps, struct watch *w, uint32_t events);

@@ -17,7 +17,7 @@ void *shared_map(const char *run_dir, const char *name, size_t bytes, int *fd, s
 #define SHARED_SLOTS 320   /* WORKERS at its most, their successors during a reload, and the others */
 #define SLOT_COUNTERS 64
 
-enum slot_role { SLOT_UNUSED, SLOT_MASTER, SLOT_WORKER, SLOT_KEEPER };
+enum slot_role { SLOT_UNUSED, SLOT_MASTER, SLOT_WORKER, SLOT_KEEPER, SLOT_COORDINATOR };
 enum slot_state { SLOT_STARTING, SLOT_SERVING, SLOT_DRAINING, SLOT_GONE };
 
 struct slot {

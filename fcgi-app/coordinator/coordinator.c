@@ -1,0 +1,210 @@
+#include "coordinator.h"
+
+#include "clock.h"
+#include "duties.h"
+#include "leadership.h"
+#include "log.h"
+#include "metrics.h"
+#include "task.h"
+
+#include <ev.h>
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+#define TICK_MS     100  /* how often the loop's lag is measured and others are shown that we live */
+#define LATE_MS     20   /* a tick that comes so late is counted */
+#define LEAVE_BY_MS 5000 /* a task that has not ended by then never will */
+
+/* What belongs to the loop; `co` is what everybody else sees. */
+struct loop {
+    struct coordinator *co;
+    struct ev_loop *ev;
+    ev_prepare prepare;
+    ev_io descriptors;
+    ev_timer due;  /* a task's deadline */
+    ev_timer tick;
+    ev_signal signals[4];
+    int64_t tick_at_ms;
+    int64_t leave_by_ms;
+    bool stopping; /* TERM or INT, as opposed to HUP */
+    struct config *(*reload)(void);
+    struct config *next;
+};
+
+static void leadership_changed(struct coordinator *co)
+{
+    duties_wake(co->duties);
+}
+
+/* --- the loop --- */
+
+static void leave(struct loop *l)
+{
+    struct coordinator *co = l->co;
+    if (co->leaving) return;
+    co->leaving = true;
+    l->leave_by_ms = clock_mono_ms() + LEAVE_BY_MS;
+    atomic_store(&co->slot->state, SLOT_DRAINING);
+    leadership_stop(co->leadership);
+    duties_wake(co->duties);
+}
+
+/* Everything that happens, happens here: each round runs all tasks as far as they come and sends what they asked for,
+ * then sleeps until a descriptor is ready or the next deadline has come. */
+static void run_tasks(struct ev_loop *ev, ev_prepare *w, int events)
+{
+    struct loop *l = w->data;
+    (void)events;
+    task_expire(clock_mono_ms());
+    do {
+        task_run_ready();
+        if (l->co->redis != NULL) redis_flush(l->co->redis);
+    } while (task_any_ready());
+
+    int64_t now_ms = clock_mono_ms(), due_ms = task_expire(now_ms);
+    if (task_any_ready()) due_ms = now_ms; /* one that only let others go first */
+    if (l->co->leaving && (task_count() == 0 || now_ms >= l->leave_by_ms)) ev_break(ev, EVBREAK_ALL);
+    ev_timer_stop(ev, &l->due);
+    if (due_ms == CLOCK_NEVER) return;
+    ev_now_update(ev);
+    ev_timer_set(&l->due, due_ms > now_ms ? (double)(due_ms - now_ms) / 1000 : 0., 0.);
+    ev_timer_start(ev, &l->due);
+}
+
+static void on_due(struct ev_loop *ev, ev_timer *w, int events)
+{
+    (void)ev, (void)w, (void)events; /* the round that follows looks for itself */
+}
+
+static void on_descriptors(struct ev_loop *ev, ev_io *w, int events)
+{
+    (void)ev, (void)events;
+    struct loop *l = w->data;
+    pollset_wait(l->co->pollset, 0);
+}
+
+static void on_tick(struct ev_loop *ev, ev_timer *w, int events)
+{
+    (void)ev, (void)events;
+    struct loop *l = w->data;
+    int64_t now_ms = clock_mono_ms(), late_ms = now_ms - l->tick_at_ms;
+    metrics_add(METRIC_coordinator_ticks_total, 1);
+    if (late_ms > LATE_MS) metrics_add(METRIC_coordinator_ticks_late_total, 1);
+    l->tick_at_ms = now_ms + TICK_MS;
+}
+
+static void on_signal(struct ev_loop *ev, ev_signal *w, int events)
+{
+    (void)ev, (void)events;
+    struct loop *l = w->data;
+    struct err e;
+    if (w->signum == SIGUSR1) {
+        if (!log_reopen(&e)) log_error("log file stays the old one: error=\"%s\"", e.text);
+    } else if (w->signum == SIGHUP) {
+        if (l->co->leaving || (l->next = l->reload()) == NULL) return;
+        log_info("options read again, coordinator starts anew with them");
+        leave(l);
+    } else {
+        l->stopping = true;
+        leave(l);
+    }
+}
+
+/* --- start and end --- */
+
+static struct redis *open_redis(struct coordinator *co, struct err *e)
+{
+    const struct config *cfg = co->config;
+    struct redis_options o = { .sentinel_password = cfg->redis_sentinel_password,
+                               .timeout_ms = cfg->redis_timeout_ms,
+                               .wait_replicas = (int)cfg->session_redis_wait_replicas,
+                               .client_name = "hyperpage-coordinator",
+                               .pollset = co->pollset };
+    return redis_url_parse(cfg->redis_url, &o.url, e) ? redis_open(&o) : NULL;
+}
+
+static bool open_all(struct coordinator *co, struct err *e)
+{
+    const struct config *cfg = co->config;
+    bool alone = cfg->redis_url[0] == '\0' || !cfg->pod_coordination_enabled;
+    if (!pod_name(cfg, co->pod, e)) return false;
+    if ((co->pollset = pollset_new(e)) == NULL) return false;
+    if ((co->shared = shared_open(cfg->run_dir, e)) == NULL) return false;
+    if ((co->slot = shared_claim(co->shared, SLOT_COORDINATOR, e)) == NULL) return false;
+    metrics_use(co->slot);
+    if (!alone && (co->redis = open_redis(co, e)) == NULL) return false;
+    co->leadership = leadership_open(co, leadership_changed);
+    co->duties = duties_open(co);
+    return true;
+}
+
+static void close_all(struct coordinator *co)
+{
+    task_free_stacks(0);
+    duties_close(co->duties);
+    leadership_close(co->leadership);
+    redis_close(co->redis);
+    metrics_use(NULL);
+    shared_close(co->shared);
+    pollset_free(co->pollset);
+}
+
+static void watch_all(struct loop *l)
+{
+    static const int handled[] = { SIGTERM, SIGINT, SIGHUP, SIGUSR1 };
+    signal(SIGPIPE, SIG_IGN);
+    ev_prepare_init(&l->prepare, run_tasks);
+    ev_io_init(&l->descriptors, on_descriptors, pollset_fd(l->co->pollset), EV_READ);
+    ev_init(&l->due, on_due);
+    ev_timer_init(&l->tick, on_tick, TICK_MS / 1000., TICK_MS / 1000.);
+    l->prepare.data = l->descriptors.data = l->due.data = l->tick.data = l;
+    l->tick_at_ms = clock_mono_ms() + TICK_MS;
+    ev_prepare_start(l->ev, &l->prepare);
+    ev_io_start(l->ev, &l->descriptors);
+    ev_timer_start(l->ev, &l->tick);
+    for (size_t i = 0; i < sizeof handled / sizeof handled[0]; i++) {
+        ev_signal_init(&l->signals[i], on_signal, handled[i]);
+        l->signals[i].data = l;
+        ev_signal_start(l->ev, &l->signals[i]);
+    }
+}
+
+static void unwatch_all(struct loop *l)
+{
+    for (size_t i = 0; i < sizeof l->signals / sizeof l->signals[0]; i++) ev_signal_stop(l->ev, &l->signals[i]);
+    signal(SIGHUP, SIG_IGN); /* one more before the next start must not end us; a TERM may */
+    ev_loop_destroy(l->ev);
+}
+
+static enum coordinator_end run(struct loop *l)
+{
+    struct coordinator *co = l->co;
+    l->ev = ev_default_loop(EVFLAG_AUTO);
+    watch_all(l);
+    leadership_start(co->leadership);
+    duties_start(co->duties);
+    atomic_store(&co->slot->state, SLOT_SERVING);
+    log_info("coordinator started: pod=%s redis=%s", co->pod, co->redis != NULL ? "yes" : "no");
+    ev_run(l->ev, 0);
+    size_t left = task_count();
+    if (left > 0) log_error("coordinator leaves while tasks are not done: tasks=%zu", left);
+    else log_info("coordinator stopped: pod=%s", co->pod);
+    unwatch_all(l);
+    if (left > 0) return COORDINATOR_FAILED; /* what they use must stay until the process ends */
+    close_all(co);
+    return l->stopping ? COORDINATOR_STOPPED : COORDINATOR_AGAIN;
+}
+
+enum coordinator_end coordinator_run(const struct config *cfg, struct config *(*reload)(void), struct config **next,
+                                     struct err *e)
+{
+    struct coordinator co = { .config = cfg };
+    struct loop l = { .co = &co, .reload = reload };
+    enum coordinator_end end = COORDINATOR_REFUSED;
+    srandom((unsigned)(getpid() ^ clock_mono_us()));
+    if (open_all(&co, e)) end = run(&l);
+    else close_all(&co);
+    *next = l.next;
+    return end;
+}

@@ -1,0 +1,38 @@
+/* coordinator.h: the process that does what must happen once a node or once a cluster: one libev loop in which tasks
+ * wait for Redis and for time. Everything below reads top to bottom and never blocks the loop. */
+#ifndef HYPERPAGE_COORDINATOR_H
+#define HYPERPAGE_COORDINATOR_H
+
+#include "config.h"
+#include "pod_name.h"
+#include "pollset.h"
+#include "redis.h"
+#include "shared.h"
+
+#define COORDINATOR_SUFFIX "/coordinator" /* behind the pod's name: who of the node has sent a message */
+
+struct coordinator {
+    const struct config *config;
+    char pod[POD_NAME_BYTES];
+    struct pollset *pollset; /* of everything that waits for descriptors; watched by the loop */
+    struct redis *redis;     /* NULL: REDIS_URL is empty, or POD_COORDINATION_ENABLED is false */
+    struct shared *shared;
+    struct slot *slot;              /* in which we count */
+    struct leadership *leadership;  /* leadership.h */
+    struct duties *duties;          /* duties.h */
+    bool leaving;                   /* every task returns as soon as it can */
+};
+
+enum coordinator_end {
+    COORDINATOR_STOPPED, /* TERM, INT */
+    COORDINATOR_AGAIN,   /* HUP: *next holds the options to go on with */
+    COORDINATOR_REFUSED, /* it could not start: `e` says why */
+    COORDINATOR_FAILED   /* a task did not end in time */
+};
+
+/* Runs until told otherwise, by the one that works for this node. `reload` reads the options again; if it gives none,
+ * all goes on as it was. */
+enum coordinator_end coordinator_run(const struct config *cfg, struct config *(*reload)(void), struct config **next,
+                                     struct err *e);
+
+#endif
