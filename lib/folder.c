@@ -14,8 +14,10 @@ static bool may_be_made(const char *key, const char *path, struct err *e)
     char parent[4096];
     snprintf(parent, sizeof parent, "%s", path);
     char *slash = strrchr(parent, '/');
-    if (slash == NULL) snprintf(parent, sizeof parent, ".");
-    else slash[slash == parent] = '\0';
+    if (slash == NULL)
+        snprintf(parent, sizeof parent, ".");
+    else
+        slash[slash == parent] = '\0';
     return access(parent, W_OK | X_OK) == 0 ||
            err_set(e, ERR_INPUT, "%s=%.100s: cannot be made: %s", key, path, strerror(errno));
 }

@@ -14,8 +14,10 @@ bool pod_name_check(const struct config *cfg, struct err *e)
     bool ok = cfg->pod_name[0] == '\0' || ids_read(bytes_of(cfg->pod_name), name);
     if (ok && cfg->pod_name[0] != '\0') /* these two are channels of everybody's */
         ok = strcmp(name, "all") != 0 && strcmp(name, "election") != 0;
-    return ok || err_set(e, ERR_INPUT, "POD_NAME=%.60s: allowed are 1 to 128 of A-Z a-z 0-9 . _ -, and neither all nor "
-                         "election", cfg->pod_name);
+    return ok || err_set(e, ERR_INPUT,
+                         "POD_NAME=%.60s: allowed are 1 to 128 of A-Z a-z 0-9 . _ -, and neither all nor "
+                         "election",
+                         cfg->pod_name);
 }
 
 static bool read_suffix(const char *path, char suffix[SUFFIX_BYTES])

@@ -22,7 +22,7 @@ struct loop {
     struct ev_loop *ev;
     ev_prepare prepare;
     ev_io descriptors;
-    ev_timer due;  /* a task's deadline */
+    ev_timer due; /* a task's deadline */
     ev_timer tick;
     ev_signal signals[4];
     int64_t tick_at_ms;
@@ -188,8 +188,10 @@ static enum coordinator_end run(struct loop *l)
     log_info("coordinator started: pod=%s redis=%s", co->pod, co->redis != NULL ? "yes" : "no");
     ev_run(l->ev, 0);
     size_t left = task_count();
-    if (left > 0) log_error("coordinator leaves while tasks are not done: tasks=%zu", left);
-    else log_info("coordinator stopped: pod=%s", co->pod);
+    if (left > 0)
+        log_error("coordinator leaves while tasks are not done: tasks=%zu", left);
+    else
+        log_info("coordinator stopped: pod=%s", co->pod);
     unwatch_all(l);
     if (left > 0) return COORDINATOR_FAILED; /* what they use must stay until the process ends */
     close_all(co);
@@ -203,8 +205,10 @@ enum coordinator_end coordinator_run(const struct config *cfg, struct config *(*
     struct loop l = { .co = &co, .reload = reload };
     enum coordinator_end end = COORDINATOR_REFUSED;
     srandom((unsigned)(getpid() ^ clock_mono_us()));
-    if (open_all(&co, e)) end = run(&l);
-    else close_all(&co);
+    if (open_all(&co, e))
+        end = run(&l);
+    else
+        close_all(&co);
     *next = l.next;
     return end;
 }

@@ -17,10 +17,10 @@ struct coordinator {
     struct pollset *pollset; /* of everything that waits for descriptors; watched by the loop */
     struct redis *redis;     /* NULL: REDIS_URL is empty, or POD_COORDINATION_ENABLED is false */
     struct shared *shared;
-    struct slot *slot;              /* in which we count */
-    struct leadership *leadership;  /* leadership.h */
-    struct duties *duties;          /* duties.h */
-    bool leaving;                   /* every task returns as soon as it can */
+    struct slot *slot;             /* in which we count */
+    struct leadership *leadership; /* leadership.h */
+    struct duties *duties;         /* duties.h */
+    bool leaving;                  /* every task returns as soon as it can */
 };
 
 enum coordinator_end {

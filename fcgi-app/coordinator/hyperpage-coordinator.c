@@ -61,9 +61,10 @@ static bool check_config(const struct config *cfg, bool create, struct err *e)
     struct redis_url url;
     if (cfg->redis_url[0] != '\0' && !redis_url_parse(cfg->redis_url, &url, e)) return false;
     if (cfg->leader_election_timeout <= 2 * cfg->leader_heartbeat_interval)
-        return err_set(e, ERR_INPUT, "LEADER_ELECTION_TIMEOUT=%lld: allowed is more than two times "
-                       "LEADER_HEARTBEAT_INTERVAL (%lld ms)", (long long)cfg->leader_election_timeout,
-                       (long long)cfg->leader_heartbeat_interval);
+        return err_set(e, ERR_INPUT,
+                       "LEADER_ELECTION_TIMEOUT=%lld: allowed is more than two times "
+                       "LEADER_HEARTBEAT_INTERVAL (%lld ms)",
+                       (long long)cfg->leader_election_timeout, (long long)cfg->leader_heartbeat_interval);
     return pod_name_check(cfg, e) && folder_check("RUN_DIR", cfg->run_dir, 0755, create, e) &&
            folder_check("STATE_DIR", cfg->state_dir, 0700, create, e);
 }
@@ -82,7 +83,8 @@ static struct config *reload(void)
     struct config *cfg = config_load(call.argc, call.argv, environ, &ignored, &warnings, &e);
     bool ok = cfg != NULL && check_config(cfg, true, &e);
     if (ok && strcmp(cfg->run_dir, call.run_dir) != 0)
-        ok = err_set(&e, ERR_INPUT, "RUN_DIR=%.100s: a running coordinator stays at %.100s", cfg->run_dir, call.run_dir);
+        ok =
+            err_set(&e, ERR_INPUT, "RUN_DIR=%.100s: a running coordinator stays at %.100s", cfg->run_dir, call.run_dir);
     if (ok && open_log(cfg, &e)) {
         log_warnings(&warnings);
     } else {
@@ -103,8 +105,8 @@ static void leave(int signal_number)
 }
 
 /* Waits for the lock on RUN_DIR/coordinator.pid, which the kernel takes from a dead one: a spare works at once. It has
- * nothing to lose yet, so a signal that says to stop ends it here. *waited: the options may be others by now. False with
- * `e`. */
+ * nothing to lose yet, so a signal that says to stop ends it here. *waited: the options may be others by now. False
+ * with `e`. */
 static bool take_node(const char *run_dir, bool *waited, struct err *e)
 {
     char path[4096];
@@ -156,9 +158,12 @@ int main(int argc, char **argv)
     call.argv = argv;
     struct config *cfg = config_load(argc, argv, environ, &asked, &warnings, &e);
     if (asked.help || asked.version || asked.reference) {
-        if (asked.version) buf_puts(&text, "hyperpage-coordinator " HYPERPAGE_VERSION "\n");
-        else if (asked.help) config_help("hyperpage-coordinator", summary, &text);
-        else config_reference(&text);
+        if (asked.version)
+            buf_puts(&text, "hyperpage-coordinator " HYPERPAGE_VERSION "\n");
+        else if (asked.help)
+            config_help("hyperpage-coordinator", summary, &text);
+        else
+            config_reference(&text);
         code = print(&text);
     } else if (cfg == NULL || !check_config(cfg, !asked.check, &e) || !open_log(cfg, &e)) {
         code = refuse(&e);

@@ -1,5 +1,5 @@
-/* leadership.h: is this node the one that does what must happen once for all? Holds the lease in Redis; without Redis the
- * node is alone, and its own leader. */
+/* leadership.h: is this node the one that does what must happen once for all? Holds the lease in Redis; without Redis
+ * the node is alone, and its own leader. */
 #ifndef HYPERPAGE_LEADERSHIP_H
 #define HYPERPAGE_LEADERSHIP_H
 
@@ -34,8 +34,8 @@ const char *leadership_leader(const struct leadership *l);
 int64_t leadership_leader_term(const struct leadership *l);
 int64_t leadership_since_ms(const struct leadership *l);
 
-/* Somewhere a term is on record that ours is not above, so Redis has lost its counter. We stop acting at once, and stand
- * for election again with a term above that. */
+/* Somewhere a term is on record that ours is not above, so Redis has lost its counter. We stop acting at once, and
+ * stand for election again with a term above that. */
 void leadership_lift_term(struct leadership *l, int64_t above);
 
 /* The leader may have changed: looks at once. */
