@@ -231,6 +231,11 @@ static void who_stops_lets_a_lease_expire_that_was_not_sound_yet(void **state)
     begin(state);
     assert_int_equal(TELL(ELECTION_TIME), ELECTION_ACQUIRE);
     assert_int_equal(TELL(ELECTION_STOP), ELECTION_WAIT);
+    assert_int_equal(TELL(ELECTION_WON, .term = 1, .sound = false), ELECTION_WAIT);
+
+    begin(state);
+    assert_int_equal(TELL(ELECTION_TIME), ELECTION_ACQUIRE);
+    assert_int_equal(TELL(ELECTION_STOP), ELECTION_WAIT);
     assert_int_equal(TELL(ELECTION_UNANSWERED), ELECTION_WAIT);
     assert_false(el.asking);
 }
