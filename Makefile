@@ -2,7 +2,7 @@
 
 # Modules of lib/ in floor order: a file includes only headers that stand before it (`make layers`).
 MODULES := mem fault err buf clock log \
-           config folder shared metrics breaker task waiters pollset \
+           config folder shared metrics breaker coordination task waiters pollset \
            span json http ids pod_name limiter session session_merge life message election \
            redis_url redis_error redis_slots lookup redis_link redis_links \
            redis_sentinel redis_cluster redis turns \
