@@ -4,7 +4,7 @@
 MODULES := mem fault err buf clock log \
            config folder shared metrics breaker coordination task waiters pollset \
            span json http ids pod_name limiter session session_merge life message election \
-           redis_url redis_error redis_slots lookup redis_link redis_links \
+           redis_url redis_error redis_slots lookup resp redis_link redis_links \
            redis_sentinel redis_cluster redis turns \
            session_cache redis_keys store_backend user_index session_events redis_rotation store_redis \
            store_embedded store_refuge replay shelter store

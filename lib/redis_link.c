@@ -6,6 +6,7 @@
 #include "mem.h"
 #include "metrics.h"
 #include "redis_error.h"
+#include "resp.h"
 #include "task.h"
 #include "waiters.h"
 
@@ -212,26 +213,9 @@ static void link_drop(struct redis_link *l, const char *why)
     link_fail(l, &e);
 }
 
-/* "*3\r\n" or "$700\r\n". Several for each request: without printf. */
-static void append_length(struct buf *b, char kind, size_t n)
-{
-    char text[24], *p = text + sizeof text;
-    *--p = '\n';
-    *--p = '\r';
-    do *--p = (char)('0' + n % 10);
-    while ((n /= 10) > 0);
-    *--p = kind;
-    buf_append(b, p, (size_t)(text + sizeof text - p));
-}
-
 static void append_command(struct redis_link *l, size_t argc, const struct bytes *argv)
 {
-    append_length(&l->unsent, '*', argc);
-    for (size_t i = 0; i < argc; i++) {
-        append_length(&l->unsent, '$', argv[i].len);
-        buf_add(&l->unsent, argv[i]);
-        buf_append(&l->unsent, "\r\n", 2);
-    }
+    resp_command(&l->unsent, argc, argv);
     metrics_add(METRIC_redis_commands_total, 1);
 }
 
