@@ -5,13 +5,13 @@ MODULES := mem fault err buf clock log \
            config folder shared metrics breaker coordination task waiters pollset \
            span json http ids pod_name limiter session session_merge life message election \
            redis_url redis_error redis_slots lookup resp redis_link redis_links \
-           redis_sentinel redis_cluster redis turns \
+           redis_sentinel redis_cluster redis subscriber messenger turns \
            session_cache redis_keys store_backend user_index session_events redis_rotation store_redis \
            store_embedded store_refuge replay shelter store
 HEADERS := mem fault redis_keys store_backend # of these there is only a header
 POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_status \
            connection handover worker keeper children listener notify master hyperpage-fcgi
-COORDINATOR := leadership duties coordinator hyperpage-coordinator
+COORDINATOR := leadership pods operations inbox duties coordinator hyperpage-coordinator
 
 BUILD   ?= build
 CC      ?= cc

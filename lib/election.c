@@ -82,6 +82,7 @@ static void take_event(struct election *el, const struct election_event *ev, int
         won(el, ev, now_ms);
         break;
     case ELECTION_HELD:
+        if (ev->term > el->seen_term) el->seen_term = ev->term;
         held_by_another(el, ev->ttl_ms, now_ms);
         break;
     case ELECTION_RENEWED:

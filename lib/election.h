@@ -29,7 +29,8 @@ struct election_event {
         ELECTION_WON,        /* of acquire: `term`; `sound` unless one that Redis knows nothing of may still act: the
                               * counter of terms was not there or not above all that we had seen, or the lease was ours
                               * already, so that nobody knows how we came by it */
-        ELECTION_HELD,       /* of acquire: another has it for `ttl_ms` more (below 0: for ever) */
+        ELECTION_HELD,       /* of acquire: another has it, with `term` (0: not known, or not of our counter), for
+                              * `ttl_ms` more (below 0: for ever) */
         ELECTION_RENEWED,    /* of renew */
         ELECTION_REFUSED,    /* of renew: it is not ours any more */
         ELECTION_RELEASED,   /* of release */

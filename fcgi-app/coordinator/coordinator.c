@@ -2,9 +2,11 @@
 
 #include "clock.h"
 #include "duties.h"
+#include "inbox.h"
 #include "leadership.h"
 #include "log.h"
 #include "metrics.h"
+#include "pods.h"
 #include "task.h"
 
 #include <ev.h>
@@ -47,6 +49,7 @@ static void leave(struct loop *l)
     l->leave_by_ms = clock_mono_ms() + LEAVE_BY_MS;
     atomic_store(&co->slot->state, SLOT_DRAINING);
     leadership_stop(co->leadership);
+    if (co->inbox != NULL) inbox_stop(co->inbox);
     duties_wake(co->duties);
 }
 
@@ -91,6 +94,7 @@ static void on_tick(struct ev_loop *ev, ev_timer *w, int events)
     int64_t now_ms = clock_mono_ms(), late_ms = now_ms - l->tick_at_ms;
     metrics_add(METRIC_coordinator_ticks_total, 1);
     if (late_ms > LATE_MS) metrics_add(METRIC_coordinator_ticks_late_total, 1);
+    coordination_beat(l->co->coordination, now_ms, late_ms > 0 ? late_ms : 0);
     l->tick_at_ms = now_ms + TICK_MS;
 }
 
@@ -115,13 +119,22 @@ static void on_signal(struct ev_loop *ev, ev_signal *w, int events)
 
 static struct redis *open_redis(struct coordinator *co, struct err *e)
 {
+    const char *const texts[] = { [SCRIPT_ACQUIRE] = leadership_acquire_script,
+                                  [SCRIPT_RENEW] = leadership_renew_script,
+                                  [SCRIPT_RELEASE] = leadership_release_script,
+                                  [SCRIPT_POD_LIVES] = pods_lives_script };
+    for (int i = 0; i < SCRIPTS; i++) co->scripts[i] = (struct redis_script){ .text = texts[i] };
     const struct config *cfg = co->config;
     struct redis_options o = { .sentinel_password = cfg->redis_sentinel_password,
                                .timeout_ms = cfg->redis_timeout_ms,
                                .wait_replicas = (int)cfg->session_redis_wait_replicas,
                                .client_name = "hyperpage-coordinator",
+                               .scripts = co->scripts,
+                               .script_count = SCRIPTS,
                                .pollset = co->pollset };
-    return redis_url_parse(cfg->redis_url, &o.url, e) ? redis_open(&o) : NULL;
+    if (!redis_url_parse(cfg->redis_url, &co->url, e)) return NULL;
+    o.url = co->url;
+    return redis_open(&o);
 }
 
 static bool open_all(struct coordinator *co, struct err *e)
@@ -133,18 +146,23 @@ static bool open_all(struct coordinator *co, struct err *e)
     if ((co->shared = shared_open(cfg->run_dir, e)) == NULL) return false;
     if ((co->slot = shared_claim(co->shared, SLOT_COORDINATOR, e)) == NULL) return false;
     metrics_use(co->slot);
+    if ((co->coordination = coordination_open(cfg->run_dir, e)) == NULL) return false;
+    coordination_begin(co->coordination);
     if (!alone && (co->redis = open_redis(co, e)) == NULL) return false;
+    messenger_init(&co->messenger, co->redis, cfg->pod_channel_prefix, co->pod, "coordinator");
     co->leadership = leadership_open(co, leadership_changed);
     co->duties = duties_open(co);
-    return true;
+    return alone || (co->inbox = inbox_open(co, e)) != NULL;
 }
 
 static void close_all(struct coordinator *co)
 {
     task_free_stacks(0);
+    inbox_close(co->inbox);
     duties_close(co->duties);
     leadership_close(co->leadership);
     redis_close(co->redis);
+    coordination_close(co->coordination);
     metrics_use(NULL);
     shared_close(co->shared);
     pollset_free(co->pollset);
@@ -184,8 +202,9 @@ static enum coordinator_end run(struct loop *l)
     watch_all(l);
     leadership_start(co->leadership);
     duties_start(co->duties);
+    if (co->inbox != NULL) inbox_start(co->inbox);
     atomic_store(&co->slot->state, SLOT_SERVING);
-    log_info("coordinator started: pod=%s redis=%s", co->pod, co->redis != NULL ? "yes" : "no");
+    log_info("coordinator started: pod=%s alone=%s", co->pod, co->redis != NULL ? "no" : "yes");
     ev_run(l->ev, 0);
     size_t left = task_count();
     if (left > 0)

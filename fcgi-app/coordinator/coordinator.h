@@ -4,23 +4,31 @@
 #define HYPERPAGE_COORDINATOR_H
 
 #include "config.h"
+#include "coordination.h"
+#include "messenger.h"
 #include "pod_name.h"
 #include "pollset.h"
 #include "redis.h"
 #include "shared.h"
 
-#define COORDINATOR_SUFFIX "/coordinator" /* behind the pod's name: who of the node has sent a message */
+/* Scripts that the coordinator's connections have loaded; their texts stand in coordinator.c. */
+enum coordinator_script { SCRIPT_ACQUIRE, SCRIPT_RENEW, SCRIPT_RELEASE, SCRIPT_POD_LIVES, SCRIPTS };
 
 struct coordinator {
     const struct config *config;
     char pod[POD_NAME_BYTES];
     struct pollset *pollset; /* of everything that waits for descriptors; watched by the loop */
     struct redis *redis;     /* NULL: REDIS_URL is empty, or POD_COORDINATION_ENABLED is false */
+    struct redis_url url;
+    struct redis_script scripts[SCRIPTS];
+    struct messenger messenger; /* POD/coordinator */
     struct shared *shared;
-    struct slot *slot;             /* in which we count */
-    struct leadership *leadership; /* leadership.h */
-    struct duties *duties;         /* duties.h */
-    bool leaving;                  /* every task returns as soon as it can */
+    struct slot *slot;                 /* in which we count */
+    struct coordination *coordination; /* what other processes of the node see of all this */
+    struct leadership *leadership;
+    struct inbox *inbox; /* NULL without Redis */
+    struct duties *duties;
+    bool leaving; /* every task returns as soon as it can */
 };
 
 enum coordinator_end {

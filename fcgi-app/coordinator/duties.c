@@ -3,6 +3,7 @@
 #include "clock.h"
 #include "leadership.h"
 #include "mem.h"
+#include "pods.h"
 #include "task.h"
 #include "waiters.h"
 
@@ -17,7 +18,7 @@ struct duty_kind {
 };
 
 static const struct duty_kind kinds[] = {
-    { "", EVERY_NODE, NULL },
+    { "pods", EVERY_NODE, pods_keep },
 };
 #define DUTIES (sizeof kinds / sizeof kinds[0])
 
@@ -78,8 +79,7 @@ void duties_close(struct duties *ds)
 
 void duties_start(struct duties *ds)
 {
-    for (size_t i = 0; i < DUTIES; i++)
-        if (kinds[i].run != NULL) task_start(keep, &ds->duty[i]);
+    for (size_t i = 0; i < DUTIES; i++) task_start(keep, &ds->duty[i]);
 }
 
 void duties_wake(struct duties *ds)

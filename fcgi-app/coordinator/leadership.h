@@ -7,6 +7,8 @@
 
 struct leadership;
 
+extern const char *const leadership_acquire_script, *const leadership_renew_script, *const leadership_release_script;
+
 /* `changed` is called whenever the answer to leadership_is_leader() or the known leader has become another. */
 struct leadership *leadership_open(struct coordinator *co, void (*changed)(struct coordinator *co));
 void leadership_close(struct leadership *l);

@@ -1,0 +1,35 @@
+#include "operations.h"
+
+#include "duties.h"
+
+/* A duty does it at once instead of when it would be due; on nodes where it does not run now, there is nothing to do.
+ */
+static void clean_up(struct coordinator *co, struct bytes data)
+{
+    (void)data;
+    duties_ask(co->duties, "cleanup");
+}
+
+static void balance_jobs(struct coordinator *co, struct bytes data)
+{
+    (void)data;
+    duties_ask(co->duties, "jobs");
+}
+
+static const struct {
+    const char *name;
+    void (*run)(struct coordinator *co, struct bytes data);
+} operations[] = {
+    { "cleanup", clean_up },
+    { "bg_job_balance", balance_jobs },
+};
+
+bool operations_do(struct coordinator *co, struct bytes operation, struct bytes data)
+{
+    for (size_t i = 0; i < sizeof operations / sizeof operations[0]; i++) {
+        if (!bytes_is(operation, operations[i].name)) continue;
+        operations[i].run(co, data);
+        return true;
+    }
+    return false;
+}
