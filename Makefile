@@ -11,7 +11,7 @@ MODULES := mem fault err buf clock log \
 HEADERS := mem fault redis_keys store_backend # of these there is only a header
 POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_status \
            connection handover worker keeper children listener notify master hyperpage-fcgi
-COORDINATOR := leadership pods operations inbox duties coordinator hyperpage-coordinator
+COORDINATOR := leadership pods coherence operations inbox duties coordinator hyperpage-coordinator
 
 BUILD   ?= build
 CC      ?= cc

@@ -92,8 +92,9 @@ void coordination_beat(struct coordination *c, int64_t now_ms, int64_t lag_ms);
 bool coordination_alive(const struct coordination *c, int64_t now_ms);
 int64_t coordination_lag_ms(const struct coordination *c); /* the worst of the last ten to twenty seconds */
 
-/* Coherence of the session cache: copies of another generation are unproven, and a copy may be believed while the stamp
- * (monotonic) is fresh. A new generation takes the stamp away. */
+/* Coherence of the session cache: what changed in Redis before the stamp (monotonic) is known here, so a proven copy may
+ * be believed while the stamp is not older than COORDINATION_COHERENT_MS. A new generation takes the stamp away. */
+#define COORDINATION_COHERENT_MS 500
 void coordination_new_generation(struct coordination *c);
 void coordination_stamp(struct coordination *c, int64_t stamp_ms);
 uint64_t coordination_generation(const struct coordination *c);

@@ -65,6 +65,7 @@ static const struct wanted {
     WANT("HTTP_USER_AGENT", user_agent),
     WANT("HTTP_IF_MATCH", if_match),
     WANT("HTTP_IF_NONE_MATCH", if_none_match),
+    WANT("HTTP_CACHE_CONTROL", cache_control),
     WANT("HTTP_X_SESSION_ID", session_id),
     WANT("HTTP_COOKIE", cookie),
     WANT("HTTP_IDEMPOTENCY_KEY", idempotency_key),
@@ -127,6 +128,17 @@ bool http_content_type_is(const char *content_type, const char *type)
 {
     size_t len = strcspn(content_type, "; \t");
     return len == strlen(type) && strncasecmp(content_type, type, len) == 0;
+}
+
+bool http_wants_fresh(const char *cache_control)
+{
+    static const char word[] = "no-cache";
+    for (const char *p = cache_control; *p != '\0'; p += strcspn(p, ",")) {
+        p += strspn(p, ", \t");
+        size_t len = strcspn(p, ", \t");
+        if (len == sizeof word - 1 && strncasecmp(p, word, len) == 0) return true;
+    }
+    return false;
 }
 
 bool http_tag_listed(const char *list, const char *tag, bool weak)

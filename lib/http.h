@@ -18,6 +18,7 @@ struct request {
     const char *query;               /* as sent */
     const char *content_type, *authorization, *user_agent;
     const char *if_match, *if_none_match;
+    const char *cache_control;
     const char *session_id;  /* X-Session-Id */
     const char *cookie;
     const char *idempotency_key;
@@ -36,6 +37,9 @@ bool http_query_value(const char *query, const char *name, size_t nth, struct bu
 
 /* Does the media type, without its parameters, equal `type`? */
 bool http_content_type_is(const char *content_type, const char *type);
+
+/* Does Cache-Control ask for an answer that is no copy (no-cache)? */
+bool http_wants_fresh(const char *cache_control);
 
 /* Does an If-Match or If-None-Match list name `tag` (with quotes)? `weak`: W/ prefixes do not count. "*" names all. */
 bool http_tag_listed(const char *list, const char *tag, bool weak);

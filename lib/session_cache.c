@@ -771,7 +771,6 @@ bool session_cache_get(struct session_cache *c, const char *id, struct buf *doc,
         found = !buf_overflowed(doc);
         *copy = st.copy;
     }
-    if (c->table != NULL) metrics_add(found ? METRIC_cache_hits_total : METRIC_cache_misses_total, 1);
     return found;
 }
 

@@ -23,6 +23,7 @@ struct store {
     struct store_embedded *embedded; /* NULL: this node keeps no file */
     struct store_redis *redis;       /* NULL: the embedded store is home, and what follows too */
     struct session_cache *copies;
+    struct coordination *coordination; /* says whether the copies are coherent; NULL: they are not read */
     struct shelter *shelter;
     char node[256];
 };
@@ -87,6 +88,11 @@ bool store_get(struct store *st, const char *id, int64_t roll_ms, int64_t deadli
     for (const struct place *at = place_for(st, id, deadline_ms, e); at != NULL; at = retreat(st, at, e))
         if (at->ops->get(at->self, id, roll_ms, deadline_ms, doc, res, e)) return true;
     return false;
+}
+
+void store_doubt(struct store *st, const char *id)
+{
+    if (st->redis != NULL) store_redis_doubt(st->redis, id);
 }
 
 bool store_create(struct store *st, const char *id, struct bytes doc, const struct store_terms *terms,
@@ -260,7 +266,12 @@ static bool open_redis(struct store *st, const struct config *cfg, struct pollse
     if (!redis_url_parse(cfg->redis_url, &o.url, e)) return false;
     st->copies = session_cache_open(cfg->run_dir, cfg->session_cache_bytes, e);
     if (st->copies == NULL) return false;
-    st->redis = store_redis_open(&o, cfg->session_events_max, st->copies);
+    if (cfg->session_cache_reads && (st->coordination = coordination_open(cfg->run_dir, e)) == NULL) return false;
+    struct store_redis_options so = { .connection = o,
+                                      .most_events = cfg->session_events_max,
+                                      .copies = st->copies,
+                                      .coherence = st->coordination };
+    st->redis = store_redis_open(&so);
     st->home = (struct place){ &store_redis_ops, st->redis };
     if (cfg->session_fallback_to_memory && !open_embedded(st, cfg, e)) return false;
     gethostname(st->node, sizeof st->node - 1);
@@ -294,6 +305,7 @@ void store_close(struct store *st)
     shelter_close(st->shelter);
     store_redis_ops.close(st->redis);
     session_cache_close(st->copies);
+    coordination_close(st->coordination);
     store_embedded_close(st->embedded);
     free(st);
 }

@@ -16,6 +16,7 @@ void store_close(struct store *st);
 /* As the operations of store_backend.h. A document in `doc` on return is what was stored, byte for byte. */
 bool store_get(struct store *st, const char *id, int64_t roll_ms, int64_t deadline_ms, struct buf *doc,
                struct store_result *res, struct err *e);
+void store_doubt(struct store *st, const char *id); /* the next read asks the place itself, not a copy */
 bool store_create(struct store *st, const char *id, struct bytes doc, const struct store_terms *terms,
                   int64_t deadline_ms, struct store_result *res, struct err *e);
 bool store_update(struct store *st, const char *id, store_edit_fn *edit, void *ctx, const struct store_terms *terms,

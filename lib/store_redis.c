@@ -105,9 +105,8 @@ struct store_redis {
     struct redis *redis;
     struct redis_script scripts[SCRIPTS];
     struct edited *edited[EDITED_BUCKETS];
-    int64_t most_events;
-    struct session_cache *copies; /* or NULL */
-    struct buf copy;              /* scratch, not across a park */
+    struct store_redis_options o;
+    struct buf copy; /* scratch, not across a park */
 };
 
 /* When a life that Redis names ends; 0: not known. */
@@ -132,15 +131,29 @@ struct before {
 static bool find_copy(struct store_redis *sr, const char *id, struct session_copy *copy)
 {
     buf_reset(&sr->copy);
-    return sr->copies != NULL && session_cache_get(sr->copies, id, &sr->copy, copy);
+    return sr->o.copies != NULL && session_cache_get(sr->o.copies, id, &sr->copy, copy);
 }
 
+/* A copy that may have changed may live another life, too. */
 static struct before look_before(struct store_redis *sr, const char *id)
 {
     struct session_copy copy;
-    if (sr->copies == NULL || !session_cache_is_on(sr->copies)) return (struct before){ .known = true };
-    uint64_t epoch = session_cache_epoch(sr->copies, id);
-    return (struct before){ epoch, find_copy(sr, id, &copy) && copy.expires_at_ms != 0 };
+    if (sr->o.copies == NULL) return (struct before){ .known = true };
+    uint64_t epoch = session_cache_epoch(sr->o.copies, id);
+    return (struct before){ epoch, find_copy(sr, id, &copy) && copy.proven && copy.expires_at_ms != 0 };
+}
+
+/* Can the copy be the answer? It is in sr->copy then. */
+static bool believe_copy(struct store_redis *sr, const char *id, int64_t roll_ms, struct store_result *res)
+{
+    struct session_copy copy;
+    if (sr->o.copies == NULL || sr->o.coherence == NULL) return false;
+    bool coherent = clock_mono_ms() - coordination_stamped_ms(sr->o.coherence) <= COORDINATION_COHERENT_MS;
+    bool good = coherent && find_copy(sr, id, &copy) && copy.proven && copy.expires_at_ms != 0 &&
+                (roll_ms <= 0 || copy.expires_at_ms - clock_wall_ms() >= roll_ms - roll_ms / 10);
+    metrics_add(good ? METRIC_cache_hits_total : METRIC_cache_misses_total, 1);
+    if (good) *res = (struct store_result){ .found = true, .expires_at_ms = copy.expires_at_ms };
+    return good;
 }
 
 /* Redis holds `doc`. An end that is not known (0) is the copy's, if that still says the same; else there is no copy: in
@@ -149,26 +162,26 @@ static void keep_read(struct store_redis *sr, const char *id, const struct befor
                       int64_t expires_at_ms)
 {
     struct session_copy copy;
-    if (sr->copies == NULL) return;
+    if (sr->o.copies == NULL) return;
     if (expires_at_ms == 0) {
         if (!find_copy(sr, id, &copy)) return;
         bool same = bytes_equal(buf_bytes(&sr->copy), doc);
         if (same && copy.proven && clock_mono_ms() - copy.filled_ms < COPY_FRESH_MS) return;
         expires_at_ms = same ? copy.expires_at_ms : 0;
     }
-    if (expires_at_ms != 0) session_cache_put(sr->copies, id, doc, expires_at_ms, before->epoch);
-    else session_cache_drop(sr->copies, id);
+    if (expires_at_ms != 0) session_cache_put(sr->o.copies, id, doc, expires_at_ms, before->epoch);
+    else session_cache_drop(sr->o.copies, id);
 }
 
 static void keep_written(struct store_redis *sr, const char *id, uint64_t epoch, struct bytes doc,
                          int64_t expires_at_ms)
 {
-    if (sr->copies != NULL) session_cache_note_write(sr->copies, id, doc, expires_at_ms, epoch);
+    if (sr->o.copies != NULL) session_cache_note_write(sr->o.copies, id, doc, expires_at_ms, epoch);
 }
 
 static void forget_copy(struct store_redis *sr, const char *id)
 {
-    if (sr->copies != NULL) session_cache_drop(sr->copies, id);
+    if (sr->o.copies != NULL) session_cache_drop(sr->o.copies, id);
 }
 
 /* --- reading --- */
@@ -217,6 +230,10 @@ static bool redis_store_get(void *self, const char *id, int64_t roll_ms, int64_t
                             struct store_result *res, struct err *e)
 {
     struct store_redis *sr = self;
+    if (believe_copy(sr, id, roll_ms, res)) {
+        buf_add(doc, buf_bytes(&sr->copy));
+        return true;
+    }
     struct before before = look_before(sr, id);
     size_t from = doc->len;
     *res = (struct store_result){ 0 };
@@ -620,7 +637,7 @@ static bool tell_all(struct store_redis *sr, const struct store_event *ev, int64
     bool moved = strcmp(ev->user, ev->was_user) != 0 || was_id != ev->id;
     return (ev->user[0] == '\0' || user_index_put(sr->redis, ev->user, ev->id, ev->expires_at_ms, deadline_ms, e)) &&
            (ev->was_user[0] == '\0' || !moved || user_index_drop(sr->redis, ev->was_user, was_id, deadline_ms, e)) &&
-           (sr->most_events == 0 || session_events_add(sr->redis, ev, sr->most_events, deadline_ms, e));
+           (sr->o.most_events == 0 || session_events_add(sr->redis, ev, sr->o.most_events, deadline_ms, e));
 }
 
 static void run_telling(void *arg)
@@ -706,20 +723,22 @@ static void redis_store_close(void *self)
     free(sr);
 }
 
-struct store_redis *store_redis_open(const struct redis_options *connection, int64_t most_events,
-                                     struct session_cache *copies)
+struct store_redis *store_redis_open(const struct store_redis_options *o)
 {
     struct store_redis *sr = mem_alloc(sizeof *sr);
-    struct redis_options o = *connection;
-    sr->most_events = most_events;
-    sr->copies = copies;
+    sr->o = *o;
     sr->copy = (struct buf)BUF_INIT(SESSION_CACHE_MOST_DOC_BYTES);
     for (int i = 0; i < SCRIPTS; i++) sr->scripts[i].text = script_texts[i];
     sr->scripts[SCRIPT_ROTATE].text = redis_rotation_script;
-    o.scripts = sr->scripts;
-    o.script_count = SCRIPTS;
-    sr->redis = redis_open(&o);
+    sr->o.connection.scripts = sr->scripts;
+    sr->o.connection.script_count = SCRIPTS;
+    sr->redis = redis_open(&sr->o.connection);
     return sr;
+}
+
+void store_redis_doubt(struct store_redis *sr, const char *id)
+{
+    if (sr->o.copies != NULL) session_cache_invalidate(sr->o.copies, id);
 }
 
 /* A read-only replica and a Redis out of memory answer PING. They refuse a SET, also of a key that only has to be there

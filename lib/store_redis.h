@@ -3,6 +3,7 @@
 #ifndef HYPERPAGE_STORE_REDIS_H
 #define HYPERPAGE_STORE_REDIS_H
 
+#include "coordination.h"
 #include "redis.h"
 #include "session_cache.h"
 #include "store_backend.h"
@@ -11,11 +12,22 @@ struct store_redis;
 
 extern const struct store_ops store_redis_ops;
 
-/* Open it after fork. The scripts of `connection` are set here. About `most_events` entries stay in the stream of events;
- * 0: none are written. What is read and written is kept in `copies` (which must outlive the store; NULL: nowhere), and a
- * copy that is there is what an update is based on: if Redis holds something else, it says so. */
-struct store_redis *store_redis_open(const struct redis_options *connection, int64_t most_events,
-                                     struct session_cache *copies);
+struct store_redis_options {
+    struct redis_options connection; /* the scripts are set here */
+    int64_t most_events;             /* about so many entries stay in the stream of events; 0: none are written */
+
+    /* What is read and written is kept in `copies` (NULL: nowhere; must outlive the store), and a copy that is there is
+     * what an update is based on: if Redis holds something else, it says so. While `coherence` (NULL: never) says that a
+     * copy is what Redis holds, a read is answered from it. */
+    struct session_cache *copies;
+    const struct coordination *coherence;
+};
+
+/* Open it after fork. */
+struct store_redis *store_redis_open(const struct store_redis_options *o);
+
+/* The next read of `id` asks Redis. */
+void store_redis_doubt(struct store_redis *sr, const char *id);
 
 /* Do all servers that hold sessions answer, and is a write taken? Nothing is written. */
 bool store_redis_ready(struct store_redis *sr, int64_t deadline_ms, struct err *e);

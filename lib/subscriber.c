@@ -68,6 +68,10 @@ static bool wait_ready(struct subscriber *s, int64_t until_ms, struct err *e)
 static bool find_server(struct subscriber *s, int64_t until_ms, struct err *e)
 {
     struct redis_address *list;
+    if (s->o.server != NULL) {
+        s->server = *s->o.server;
+        return true;
+    }
     size_t n = redis_primaries(s->o.redis, &list, until_ms, e);
     if (n == 0) return false;
     s->server = list[s->turn++ % n];
@@ -260,12 +264,12 @@ static bool look_after(struct subscriber *s, int64_t now_ms, struct err *e)
 {
     if (now_ms - s->heard_ms >= SILENCE_MS) return err_set_away(e, "it is silent");
     if (now_ms < s->ping_at_ms) return true;
-    s->ping_at_ms = now_ms + PING_EVERY_MS;
+    s->ping_at_ms = now_ms + s->o.ping_every_ms;
     if (s->asked_ms == 0) {
         s->asked_ms = now_ms;
         if (!send_command(s, 1, (struct bytes[]){ BYTES_LITERAL("PING") }, e)) return false;
     }
-    return still_there(s, now_ms + s->o.timeout_ms, e);
+    return s->o.server != NULL || still_there(s, now_ms + s->o.timeout_ms, e);
 }
 
 static void listen_until_lost(struct subscriber *s, struct err *e)
@@ -349,6 +353,7 @@ struct subscriber *subscriber_open(const struct subscriber_options *o)
 {
     struct subscriber *s = mem_alloc(sizeof *s);
     s->o = *o;
+    if (s->o.ping_every_ms == 0) s->o.ping_every_ms = PING_EVERY_MS;
     s->watch.fd = -1;
     s->unsent = (struct buf)BUF_INIT(64 * 1024);
     return s;
@@ -372,6 +377,11 @@ void subscriber_stop(struct subscriber *s)
 {
     s->stopping = true;
     if (s->task != NULL) task_wake(s->task);
+}
+
+bool subscriber_has_ended(const struct subscriber *s)
+{
+    return s->stopping && s->task == NULL;
 }
 
 int64_t subscriber_client_id(const struct subscriber *s)

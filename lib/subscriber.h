@@ -21,8 +21,10 @@ struct subscriber_events {
 struct subscriber_options {
     struct redis *redis;         /* knows where to connect */
     const struct redis_url *url; /* and this, as whom */
+    const struct redis_address *server; /* NULL: any that messages reach */
     const char *client_name;
-    int64_t timeout_ms; /* longest wait for a connection, and for each answer while it is made */
+    int64_t ping_every_ms; /* 0: once a second */
+    int64_t timeout_ms;    /* longest wait for a connection, and for each answer while it is made */
     const char *channels[SUBSCRIBER_MOST_CHANNELS];
     size_t channel_count;
     struct pollset *pollset;
@@ -31,10 +33,11 @@ struct subscriber_options {
 
 /* What the options point at must outlive it. */
 struct subscriber *subscriber_open(const struct subscriber_options *o);
-void subscriber_close(struct subscriber *s); /* once its task has ended */
+void subscriber_close(struct subscriber *s); /* once it has ended */
 
 void subscriber_start(struct subscriber *s);
 void subscriber_stop(struct subscriber *s); /* its task ends soon */
+bool subscriber_has_ended(const struct subscriber *s);
 
 /* Redis' number for the present connection, to redirect invalidations to; 0 while there is none. */
 int64_t subscriber_client_id(const struct subscriber *s);

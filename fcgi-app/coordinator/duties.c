@@ -1,6 +1,7 @@
 #include "duties.h"
 
 #include "clock.h"
+#include "coherence.h"
 #include "leadership.h"
 #include "mem.h"
 #include "pods.h"
@@ -19,6 +20,7 @@ struct duty_kind {
 
 static const struct duty_kind kinds[] = {
     { "pods", EVERY_NODE, pods_keep },
+    { "coherence", EVERY_NODE, coherence_keep },
 };
 #define DUTIES (sizeof kinds / sizeof kinds[0])
 

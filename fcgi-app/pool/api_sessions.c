@@ -47,6 +47,7 @@ bool api_read_session(struct exchange *x, const char *id, struct session_facts *
     struct store_result res;
     struct err e;
     x->phase = store_name(x->api->store);
+    if (http_wants_fresh(x->rq.cache_control)) store_doubt(x->api->store, id);
     if (!store_get(x->api->store, id, 0, x->deadline_ms, &x->doc, &res, &e)) {
         api_store_failed(x, &e);
         return false;
@@ -90,6 +91,7 @@ static bool read_session(struct exchange *x, const char *id)
     struct err e;
     x->phase = store_name(api->store);
     int64_t roll_ms = !rolling ? 0 : api->life.absolute_ms == 0 ? api->life.ttl_ms : STORE_ASK_LIFE;
+    if (http_wants_fresh(x->rq.cache_control)) store_doubt(api->store, id);
     if (!store_get(api->store, id, roll_ms, x->deadline_ms, &x->doc, &res, &e)) {
         api_store_failed(x, &e);
         return true;

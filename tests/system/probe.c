@@ -18,12 +18,12 @@ static bool count(struct err *e)
     char *no_arguments[] = { "probe", NULL };
     struct config *cfg = config_load(1, no_arguments, environ, &call, &warnings, e);
     if (cfg == NULL) return false;
-    struct redis_options o = { .client_name = "probe",
-                               .timeout_ms = cfg->redis_timeout_ms,
-                               .sentinel_password = cfg->redis_sentinel_password };
+    struct store_redis_options o = { .connection = { .client_name = "probe",
+                                                     .timeout_ms = cfg->redis_timeout_ms,
+                                                     .sentinel_password = cfg->redis_sentinel_password } };
     struct store_redis *sr = NULL;
     int64_t sessions;
-    bool ok = redis_url_parse(cfg->redis_url, &o.url, e) && (sr = store_redis_open(&o, 0, NULL)) != NULL &&
+    bool ok = redis_url_parse(cfg->redis_url, &o.connection.url, e) && (sr = store_redis_open(&o)) != NULL &&
               store_redis_ops.count(sr, INT64_MAX, &sessions, e);
     if (ok) printf("%" PRId64 "\n", sessions);
     store_redis_ops.close(sr);

@@ -2,6 +2,7 @@
  * it is worth. All that a store must do holds with it as well. */
 #include "store_redis.h"
 
+#include "metrics.h"
 #include "redis_server.h"
 #include "session_cache.h"
 #include "store_cases.h"
@@ -13,16 +14,22 @@
 static struct redis_server server;
 static struct session_cache *opened[8], *copies; /* `copies` is the first one */
 static int open_count;
+static struct slot slot;
+static struct coordination *coherence; /* what a coordinator says of the copies: nothing, unless a test does */
 static char dir[32];
 
 static void *open_store(void)
 {
-    struct redis_options o = { .timeout_ms = 5000, .client_name = "tested" };
+    struct store_redis_options o = { .connection = { .timeout_ms = 5000, .client_name = "tested" },
+                                     .most_events = 1000,
+                                     .coherence = coherence };
+    struct redis_address *at = &o.connection.url.servers[0];
     struct err e;
-    snprintf(o.url.servers[0].host, sizeof o.url.servers[0].host, "%s", server.path);
+    snprintf(at->host, sizeof at->host, "%s", server.path);
     opened[open_count] = session_cache_open(dir, 4 << 20, &e); /* of its own: the caller may be another process */
     copies = opened[0];
-    return store_redis_open(&o, 1000, opened[open_count++]);
+    o.copies = opened[open_count++];
+    return store_redis_open(&o);
 }
 
 static struct store_case shared = { .ops = &store_redis_ops, .open = open_store };
@@ -30,7 +37,11 @@ static struct store_case shared = { .ops = &store_redis_ops, .open = open_store 
 static int start(void **state)
 {
     snprintf(dir, sizeof dir, "/tmp/test_copies.XXXXXX");
+    struct err e;
     if (mkdtemp(dir) == NULL || !redis_server_start(&server)) return 1;
+    if ((coherence = coordination_open(dir, &e)) == NULL) return 1;
+    coordination_begin(coherence);
+    metrics_use(&slot);
     shared.self = open_store();
     *state = &shared;
     return copies == NULL;
@@ -46,6 +57,7 @@ static int stop(void **state)
 {
     (void)state;
     store_redis_ops.close(shared.self);
+    coordination_close(coherence);
     while (open_count > 0) session_cache_close(opened[--open_count]);
     redis_server_done(&server);
     return nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
@@ -235,6 +247,111 @@ static void that_nothing_is_to_be_done_is_never_said_of_a_copy(void **state)
     buf_done(&s.seen);
 }
 
+/* --- while the copies are known to be what Redis holds --- */
+
+static int end_coherence(void **state)
+{
+    (void)state;
+    coordination_new_generation(coherence);
+    return 0;
+}
+
+static void be_coherent(void)
+{
+    session_cache_invalidate_all(copies);
+    coordination_stamp(coherence, clock_mono_ms());
+}
+
+/* How often Redis is asked for it. */
+static long long cost_of_reading(struct store_case *c, const char *id, const char *expected)
+{
+    forget_calls();
+    assert_holds(c, id, bytes_of(expected));
+    return calls_of("get") + calls_of("exists");
+}
+
+static void a_coherent_copy_is_the_answer(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    be_coherent();
+    create_(c, id, BYTES_LITERAL("{\"n\":1}"), LONG_MS);
+    assert_int_equal(cost_of_reading(c, id, "{\"n\":1}"), 0);
+    assert_int_equal(atomic_load(&slot.counter[METRIC_cache_hits_total]), 1);
+    struct store_result res;
+    struct buf doc = BUF_INIT(1024);
+    struct err e;
+    must(c->ops->get(c->self, id, 0, soon(), &doc, &res, &e), &e);
+    assert_in_range(res.expires_at_ms - clock_wall_ms(), LONG_MS - 5000, LONG_MS);
+    buf_done(&doc);
+    coordination_new_generation(coherence);
+    uint64_t misses = atomic_load(&slot.counter[METRIC_cache_misses_total]);
+    assert_int_equal(cost_of_reading(c, id, "{\"n\":1}"), 1);
+    assert_int_equal(atomic_load(&slot.counter[METRIC_cache_misses_total]), misses + 1);
+}
+
+static void a_stamp_that_is_too_old_proves_nothing(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    int64_t now_ms = clock_mono_ms();
+    be_coherent();
+    create_(c, id, BYTES_LITERAL("{}"), LONG_MS);
+    coordination_stamp(coherence, now_ms);
+    clock_set(-1, now_ms + COORDINATION_COHERENT_MS);
+    assert_int_equal(cost_of_reading(c, id, "{}"), 0);
+    clock_set(-1, now_ms + COORDINATION_COHERENT_MS + 1);
+    assert_int_equal(cost_of_reading(c, id, "{}"), 1);
+    clock_set(-1, -1);
+}
+
+static void a_copy_that_may_have_changed_is_read_anew_with_its_life(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    be_coherent();
+    create_(c, id, BYTES_LITERAL("{}"), LONG_MS);
+    redis_server_ask(&server, "PEXPIRE " KEY "%s 50000", id);
+    session_cache_invalidate(copies, id);
+    assert_int_equal(cost_of_reading(c, id, "{}"), 1);
+    assert_copy(id, "{}", 50000);
+    assert_int_equal(cost_of_reading(c, id, "{}"), 0);
+    store_redis_doubt(c->self, id);
+    assert_int_equal(cost_of_reading(c, id, "{}"), 1);
+    assert_int_equal(cost_of_reading(c, id, "{}"), 0);
+}
+
+static void copies_from_before_the_proof_prove_nothing(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    create_(c, id, BYTES_LITERAL("{\"n\":1}"), LONG_MS);
+    others_write(id, "{\"n\":2}"); /* nobody listens */
+    be_coherent();
+    assert_int_equal(cost_of_reading(c, id, "{\"n\":2}"), 1);
+    assert_int_equal(cost_of_reading(c, id, "{\"n\":2}"), 0);
+}
+
+static void a_read_that_prolongs_asks_redis_when_it_is_due(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    struct buf doc = BUF_INIT(1024);
+    struct store_result res;
+    struct err e;
+    be_coherent();
+    create_(c, id, BYTES_LITERAL("{}"), LONG_MS);
+    forget_calls();
+    must(c->ops->get(c->self, id, LONG_MS, soon(), &doc, &res, &e), &e);
+    assert_int_equal(calls_of("get"), 0);
+    must(c->ops->get(c->self, id, 2 * LONG_MS, soon(), &doc, &res, &e), &e);
+    assert_int_equal(calls_of("get"), 1);
+    assert_true(res.changed);
+    assert_copy(id, "{}", 2 * LONG_MS);
+    buf_done(&doc);
+}
+
+#define COHERENT(name) cmocka_unit_test_teardown(name, end_coherence)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -248,6 +365,11 @@ int main(void)
         cmocka_unit_test(an_update_of_an_old_copy_is_made_on_what_stands_in_redis),
         cmocka_unit_test(an_update_of_what_has_ended_in_redis_finds_nothing),
         cmocka_unit_test(that_nothing_is_to_be_done_is_never_said_of_a_copy),
+        COHERENT(a_coherent_copy_is_the_answer),
+        COHERENT(a_stamp_that_is_too_old_proves_nothing),
+        COHERENT(a_copy_that_may_have_changed_is_read_anew_with_its_life),
+        COHERENT(copies_from_before_the_proof_prove_nothing),
+        COHERENT(a_read_that_prolongs_asks_redis_when_it_is_due),
     };
     return cmocka_run_group_tests(tests, start, stop);
 }

@@ -16,9 +16,12 @@ static struct pollset *pollset;
 
 static void *open_with(struct pollset *ps)
 {
-    struct redis_options o = { .timeout_ms = 5000, .client_name = "tested", .pollset = ps };
-    snprintf(o.url.servers[0].host, sizeof o.url.servers[0].host, "%s", server.path);
-    return store_redis_open(&o, 1000, NULL);
+    struct store_redis_options o = {
+        .connection = { .timeout_ms = 5000, .client_name = "tested", .pollset = ps }, .most_events = 1000
+    };
+    struct redis_address *at = &o.connection.url.servers[0];
+    snprintf(at->host, sizeof at->host, "%s", server.path);
+    return store_redis_open(&o);
 }
 
 static void *open_store(void)
@@ -248,9 +251,10 @@ static void forward(int client, int redis_fd)
 
 static struct store_case open_behind_proxy(void)
 {
-    struct redis_options o = { .timeout_ms = 5000, .client_name = "tested" };
+    struct store_redis_options o = { .connection = { .timeout_ms = 5000, .client_name = "tested" }, .most_events = 1000 };
+    struct redis_address *at = &o.connection.url.servers[0];
     struct sockaddr_un address = { .sun_family = AF_UNIX }, to = { .sun_family = AF_UNIX };
-    snprintf(o.url.servers[0].host, sizeof o.url.servers[0].host, "%s/proxy", server.dir);
+    snprintf(at->host, sizeof at->host, "%s/proxy", server.dir);
     snprintf(address.sun_path, sizeof address.sun_path, "%s/proxy", server.dir);
     snprintf(to.sun_path, sizeof to.sun_path, "%s", server.path);
     armed = mmap(NULL, sizeof *armed, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -269,7 +273,7 @@ static struct store_case open_behind_proxy(void)
         }
     }
     close(listener);
-    struct store_case c = { .ops = &store_redis_ops, .self = store_redis_open(&o, 1000, NULL) };
+    struct store_case c = { .ops = &store_redis_ops, .self = store_redis_open(&o) };
     assert_false(is_there(&c, "warm-up")); /* the greeting is through */
     return c;
 }
