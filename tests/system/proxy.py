@@ -46,6 +46,9 @@ class Proxy:
         for pair in pairs:
             reset(*pair)
 
+    def accepts(self):
+        return self.listener.fileno() >= 0
+
     def accept_again(self):
         self.listener = self.listen(self.port)
 
