@@ -9,7 +9,7 @@ MODULES := mem fault err buf clock log \
            session_cache redis_keys store_backend user_index session_events redis_rotation store_redis \
            store_embedded store_refuge replay shelter store
 HEADERS := mem fault redis_keys store_backend # of these there is only a header
-POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_status \
+POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_coordination api_status \
            connection handover worker keeper children listener notify master hyperpage-fcgi
 COORDINATOR := leadership pods coherence operations inbox duties coordinator hyperpage-coordinator
 

@@ -1,7 +1,8 @@
 #!/bin/bash
-# run.sh: the pool and a web server before it, in the foreground, as any user: what `make run` calls after the build.
+# run.sh: the pool, its coordinator and a web server before it, in the foreground, as any user: what `make run` calls
+# after the build.
 #
-#   conf/run.sh          both, until Ctrl-C; ends with a code that is not 0 when one of them ends by itself
+#   conf/run.sh          all of them, until Ctrl-C; ends with a code that is not 0 when one of them ends by itself
 #   conf/run.sh front    the web server alone, before a pool that runs already
 #
 # The environment gives PORT (8080), BIND (127.0.0.1; 0.0.0.0 lets others in), FRONT (lighttpd or nginx), BUILD (where
@@ -96,6 +97,10 @@ await() { # COMMAND that is true once it does
     exit 1
 }
 pool_serves() { find_master && [[ $master == "$!" ]]; }
+coordinator_works() {
+    local pid
+    { read -r pid < "$RUN_DIR/coordinator.pid"; } 2> /dev/null && [[ $pid == "$!" ]]
+}
 
 # The last one started leaves first: the web server hands on what it has before the pool goes.
 stop() {
@@ -114,6 +119,8 @@ trap 'stop; exit 0' INT TERM HUP
 
 start pool "$BUILD/hyperpage-fcgi" &&
     await pool_serves && serves=yes &&
+    start coordinator "$BUILD/hyperpage-coordinator" &&
+    await coordinator_works &&
     start "$FRONT" "${front[@]}" &&
     await listening "$here:$PORT" &&
     echo "curl -i http://localhost:$PORT/api/sessions"

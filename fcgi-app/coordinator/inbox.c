@@ -16,7 +16,7 @@
 
 #define MOST_WAITING       4096
 #define MOST_WAITING_BYTES (1024 * 1024)
-#define AT_ONCE            64 /* messages, then the loop has its turn */
+#define AT_ONCE            256 /* messages, then the loop has its turn */
 #define MOST_SENDERS       256
 #define REFRESH_EVERY_MS   1000  /* at most, however much is missed */
 #define COMPLAIN_EVERY_MS  60000 /* at most, however much is malformed */

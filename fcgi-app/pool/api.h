@@ -3,10 +3,12 @@
 #define HYPERPAGE_API_H
 
 #include "config.h"
+#include "coordination.h"
 #include "http.h"
 #include "ids.h"
 #include "life.h"
 #include "limiter.h"
+#include "messenger.h"
 #include "shared.h"
 #include "store.h"
 
@@ -19,6 +21,9 @@ struct api {
     struct shared *shared;
     struct slot *slot;                                /* this worker's */
     struct life_rules life;
+    struct coordination *coordination;                /* what the coordinator knows */
+    struct redis *redis;                              /* for messages to other nodes; NULL: there are none */
+    struct messenger messenger;
     struct limiter *creations;                        /* by client address; NULL: no limit */
     char *protected_names;                            /* the memory behind `protected` */
     const char *protected[API_MOST_PROTECTED + 1];    /* members that need SERVICE_TOKEN, then NULL */
@@ -108,7 +113,16 @@ bool api_read_session(struct exchange *x, const char *id, struct session_facts *
 
 /* api_rotate.c, api_extend.c */
 api_handler sessions_rotate, sessions_extend;
+/* --- api_coordination.c --- */
+
+api_handler coordination_show, coordination_send;
+
+bool api_coordination_open(struct api *api, struct pollset *pollset, struct err *e);
+void api_coordination_flush(struct api *api); /* end of a round */
+void api_coordination_close(struct api *api);
+
 /* api_admin.c */
+bool api_is_admin(struct exchange *x); /* false: it is answered */
 api_handler admin_list, admin_revoke;
 /* api_status.c */
 api_handler status_live, status_ready, status_metrics;

@@ -9,7 +9,7 @@
 
 /* Without a configured token there is nothing here. Nobody, or a token that is none of ours: 401 (RFC 9110: the request
  * lacks valid credentials); a service's: 403 (valid ones that do not suffice). False: it is answered. */
-static bool is_admin(struct exchange *x)
+bool api_is_admin(struct exchange *x)
 {
     const struct config *cfg = x->api->config;
     bool anybody = http_bearer(x->rq.authorization).len > 0;
@@ -83,7 +83,7 @@ void admin_list(struct exchange *x)
     char user[STORE_USER_BYTES];
     struct listing l = { .api = x->api, .user = user, .body = &x->rs.body };
     struct err e;
-    if (!is_admin(x) || !read_user(x, user)) return;
+    if (!api_is_admin(x) || !read_user(x, user)) return;
     x->phase = store_name(x->api->store);
     buf_puts(l.body, "{\"success\":true,\"userId\":");
     buf_json_string(l.body, bytes_of(user));
@@ -146,7 +146,7 @@ void admin_revoke(struct exchange *x)
     struct err e;
     int64_t revoked = 0;
     bool ok = true;
-    if (!is_admin(x) || !read_user(x, user)) return;
+    if (!api_is_admin(x) || !read_user(x, user)) return;
     x->phase = store_name(x->api->store);
     for (int pass = 0; ok && pass < MOST_PASSES; pass++) {
         l.count = 0;

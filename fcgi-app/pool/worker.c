@@ -252,6 +252,7 @@ static void serve_rounds(struct worker *w)
             task_run_ready();
             show_in_slot(w);
             store_flush(w->store);
+            api_coordination_flush(&w->api);
             connections_look_at_fresh(&w->connections, true);
         } while (task_any_ready());
     }
@@ -317,6 +318,7 @@ static bool worker_start(struct worker *w, struct err *e)
     metrics_use(w->slot);
     w->store = store_open(cfg, w->pollset, e);
     if (w->store == NULL || !api_init(&w->api, cfg, w->store, w->shared, w->slot, e)) return false;
+    if (!api_coordination_open(&w->api, w->pollset, e)) return false;
     if (!connections_init(&w->connections, &w->api, w->pollset, e)) return false;
     w->connections.idle = let_go;
     w->leave_after = requests_until_tired(cfg);
@@ -327,6 +329,7 @@ static void worker_stop(struct worker *w)
 {
     if (w->connections.api != NULL) connections_done(&w->connections);
     task_free_stacks(0);
+    api_coordination_close(&w->api);
     api_done(&w->api);
     store_close(w->store);
     metrics_use(NULL);
