@@ -140,6 +140,60 @@ class Server:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
 
+class RedisConnection:
+    """A connection to a Redis, kept until the end of a `with`."""
+
+    def __init__(self, port, password=None):
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+        self.file = self.socket.makefile("rwb")
+        if password:
+            self.call("AUTH", password)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+        self.socket.close()
+
+    def send(self, *commands):
+        for command in commands:
+            self.file.write(b"*%d\r\n" % len(command))
+            for word in command:
+                word = word if isinstance(word, bytes) else str(word).encode()
+                self.file.write(b"$%d\r\n%s\r\n" % (len(word), word))
+        self.file.flush()
+
+    def reply(self):
+        line = self.file.readline()
+        if not line:
+            raise EOFError
+        kind, rest = line[:1], line[1:-2]
+        if kind == b"-":
+            raise RuntimeError(rest.decode())
+        if kind == b"+":
+            return rest
+        if kind == b":":
+            return int(rest)
+        if kind == b"*":
+            return None if rest == b"-1" else [self.reply() for _ in range(int(rest))]
+        return None if rest == b"-1" else self.file.read(int(rest) + 2)[:-2]
+
+    def call(self, *words):
+        self.send(words)
+        return self.reply()
+
+    def pipeline(self, commands):
+        self.send(*commands)
+        return [self.reply() for _ in commands]
+
+    def next(self, timeout_s=PATIENCE_S):
+        """After a SUBSCRIBE: the next message as (channel, bytes)."""
+        self.socket.settimeout(timeout_s)
+        _, channel, data = self.reply()
+        return channel.decode(), data
+
+
 class Redis(Server):
     """redis-server; `url` is what REDIS_URL takes. `options` are lines of its configuration without the dashes."""
 
@@ -163,30 +217,18 @@ class Redis(Server):
 
     def call(self, *words):
         """One command; returns bytes, int, None or a list of them. An error reply is raised."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S) as s, s.makefile("rwb") as f:
-            for command in ([("AUTH", self.password)] if self.password else []) + [words]:
-                f.write(b"*%d\r\n" % len(command))
-                for word in command:
-                    word = word if isinstance(word, bytes) else str(word).encode()
-                    f.write(b"$%d\r\n%s\r\n" % (len(word), word))
-                f.flush()
-                reply = self._reply(f)
-            return reply
+        with self.connection() as r:
+            return r.call(*words)
 
-    def _reply(self, f):
-        line = f.readline()
-        if not line:
-            raise EOFError
-        kind, rest = line[:1], line[1:-2]
-        if kind == b"-":
-            raise RuntimeError(rest.decode())
-        if kind == b"+":
-            return rest
-        if kind == b":":
-            return int(rest)
-        if kind == b"*":
-            return None if rest == b"-1" else [self._reply(f) for _ in range(int(rest))]
-        return None if rest == b"-1" else f.read(int(rest) + 2)[:-2]
+    def connection(self):
+        return RedisConnection(self.port, self.password)
+
+    def listen(self, *channels):
+        r = self.connection()
+        r.send(("SUBSCRIBE", *channels))
+        for _ in channels:
+            r.reply()
+        return r
 
 
 class Sentinel(Redis):
@@ -240,6 +282,32 @@ class Pool(Server):
     def processes(self):
         """The workers and the keeper."""
         return children(self.pid)
+
+
+class Coordinator(Server):
+    """hyperpage-coordinator of a node that is called `name`, with a short lease."""
+
+    def __init__(self, folder, name, arguments=(), **options):
+        self.run_dir = pathlib.Path(folder) / name / "run"
+        options = {"RUN_DIR": self.run_dir, "STATE_DIR": pathlib.Path(folder) / name / "state", "POD_NAME": name,
+                   "REDIS_URL": "", "LEADER_ELECTION_TIMEOUT": 1000, "LEADER_HEARTBEAT_INTERVAL": 250,
+                   "SESSION_CACHE_BYTES": 1 << 20, **options}
+        self.run_dir = pathlib.Path(options["RUN_DIR"])
+        for key in ("RUN_DIR", "STATE_DIR"):
+            pathlib.Path(options[key]).mkdir(parents=True, exist_ok=True)
+        super().__init__(folder, name, [BUILD / "hyperpage-coordinator", *arguments], options)
+
+    def is_ready(self):
+        return "coordinator started" in self.log() or "this one waits" in self.log()
+
+    def view(self):
+        """What it shows to the other processes of its node."""
+        done = subprocess.run([BUILD / "tests/system/coordination", self.run_dir], stdout=subprocess.PIPE, check=True)
+        return json.loads(done.stdout)
+
+    def rss_mib(self):
+        status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
 class Front(Server):
