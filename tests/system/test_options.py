@@ -258,7 +258,7 @@ def test_exit_codes(folder):
     for sig, code in ((signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGQUIT, 0)):
         with Pool(folder) as pool:
             assert pool.stop(sig) == code
-            assert everything_in(folder / "run") == [name for name in everything_in(folder / "run") if name.startswith("pool.state")]
+            assert everything_in(folder / "run") == [name for name in everything_in(folder / "run") if name.startswith(("pool.state", "coordination"))]
 
 
 # --- logs ---

@@ -35,7 +35,8 @@ def kind(request):
 
 def assert_ends_with_nothing_left(run, end):
     pids = children(run.pid)
-    assert len(pids) >= 1 + KEEPERS + 2 + 1, "the pool's master, keeper and two workers, and the web server"
+    assert len(pids) >= 1 + KEEPERS + 2 + 1 + 1, "the pool's master, keeper and two workers, the coordinator, the web server"
+    assert "hyperpage-coord" in [name_of(pid) for pid in pids]
     end()
     assert run.process.wait(timeout=40) == 0, run.log()
     assert [name_of(pid) for pid in pids if alive(pid)] == []
