@@ -99,6 +99,9 @@ faults: # the pool with the places of lib/fault.h at which a test may kill it
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/faults FAULTS=-DHYPERPAGE_FAULTS all
 reliability: all $(PROBES) # the long form of the outages, and the table of docs/reliability.md
 	@HYPERPAGE_LONG=1 HYPERPAGE_BUILD=$(BUILD) $(PYTHON) -B -m pytest -q -p no:cacheprovider tests/system/test_outage.py tests/system/test_two_nodes.py
+nemesis: all $(PROBES) faults # two minutes in which everything goes wrong at once, and the load of half a minute
+	@HYPERPAGE_BUILD=$(BUILD) $(PYTHON) -B tests/system/nemesis.py 120
+	@HYPERPAGE_BUILD=$(BUILD) LOAD_SECONDS=30 $(PYTHON) -B -m pytest -q -s -p no:cacheprovider tests/system/test_coordinator_load.py
 layers:
 	@awk -f tests/layers.awk -v modules="$(MODULES)" lib/*.c lib/*.h
 reference: $(BUILD)/hyperpage-fcgi

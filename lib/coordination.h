@@ -32,6 +32,7 @@ struct coordination_leader {
     int64_t since_ms;                     /* wall: since when this node has seen that leader with that term */
     int64_t is_leader;                    /* this node: it may act */
     int64_t subscribed;                   /* messages of others reach it */
+    int64_t seen_term; /* the highest that this node knows of, also from before it was started anew */
 };
 void coordination_read_leader(const struct coordination *c, struct coordination_leader *out);
 void coordination_write_leader(struct coordination *c, const struct coordination_leader *in);

@@ -18,21 +18,11 @@ struct duty_kind {
     void (*run)(struct duty *d);
 };
 
-static const struct duty_kind kinds[] = {
-    { "pods", EVERY_NODE, pods_keep },
-    { "coherence", EVERY_NODE, coherence_keep },
-};
-#define DUTIES (sizeof kinds / sizeof kinds[0])
-
 struct duty {
     const struct duty_kind *kind;
     struct coordinator *co;
     struct waiters waiters; /* its own task */
     bool running, asked;
-};
-
-struct duties {
-    struct duty duty[DUTIES];
 };
 
 struct coordinator *duty_coordinator(const struct duty *d)
@@ -51,6 +41,39 @@ bool duty_wait(struct duty *d, int64_t until_ms)
     d->asked = false;
     return duty_goes_on(d);
 }
+
+#ifdef HYPERPAGE_FAULTS
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <unistd.h>
+#define ACT_EVERY_MS 5
+
+/* For tests: what a leader does, at the moment of its lease check, into a file that all nodes share. */
+static void write_acts(struct duty *d)
+{
+    const char *path = getenv("HYPERPAGE_ACTS");
+    int fd = path != NULL ? open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600) : -1;
+    for (int64_t at_us; fd >= 0 && (at_us = clock_mono_us(), duty_goes_on(d));) {
+        dprintf(fd, "%" PRId64 " %s %d %" PRId64 "\n", at_us, d->co->pod, (int)getpid(), leadership_term(d->co->leadership));
+        duty_wait(d, clock_mono_ms() + ACT_EVERY_MS);
+    }
+    if (fd >= 0) close(fd);
+}
+#endif
+
+static const struct duty_kind kinds[] = {
+    { "pods", EVERY_NODE, pods_keep },
+    { "coherence", EVERY_NODE, coherence_keep },
+#ifdef HYPERPAGE_FAULTS
+    { "acts", LEADER_ONLY, write_acts },
+#endif
+};
+#define DUTIES (sizeof kinds / sizeof kinds[0])
+
+struct duties {
+    struct duty duty[DUTIES];
+};
 
 static void keep(void *arg)
 {

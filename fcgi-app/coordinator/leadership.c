@@ -32,20 +32,28 @@ struct leadership {
 
 /* --- the key in Redis; all scripts: KEYS leader, term --- */
 
-/* ARGV owner, highest term seen, lease in ms, the value before and behind the term. A lease that is ours already was
- * taken by an attempt whose answer got lost: then, and where the counter was not what it should be, it is not sound. */
+/* ARGV owner, highest term seen, lease in ms, the value before and behind the term. Gives 1, the term, whether it is
+ * sound; or 0, the other's value, its ms left.
+ *
+ * A lease that is ours already was taken by an attempt whose answer got lost. One of another node of ours whose term is
+ * below one that we have seen comes from a Redis that had lost its counter: it must not stand. Whoever takes over in
+ * such cases, or finds no counter, is not sound: its predecessor may act until its lease ends or is not renewed. */
 const char *const leadership_acquire_script =
-    "local held = redis.call('GET', KEYS[1]) "
-    "local ours = held and string.find(held, ARGV[1], 1, true) "
-    "if held and not ours then return {0, string.sub(held, 1, 1024), redis.call('PTTL', KEYS[1])} end "
+    "local held, seen = redis.call('GET', KEYS[1]), tonumber(ARGV[2]) "
+    "if held and not string.find(held, ARGV[1], 1, true) then "
+    "  local term = string.match(held, '^{\"leaderId\":\"[^\"]*\",\"term\":(%d+),\"owner\"') "
+    "  if not term or tonumber(term) >= seen then "
+    "    return {0, string.sub(held, 1, 1024), redis.call('PTTL', KEYS[1])} "
+    "  end "
+    "end "
     "local sound = redis.call('EXISTS', KEYS[2]) "
-    "local term, seen = redis.call('INCR', KEYS[2]), tonumber(ARGV[2]) "
+    "local term = redis.call('INCR', KEYS[2]) "
     "if term <= seen then "
     "  sound, term = 0, seen + 1 "
     "  redis.call('SET', KEYS[2], string.format('%.0f', term)) "
     "end "
     "redis.call('SET', KEYS[1], ARGV[4] .. string.format('%.0f', term) .. ARGV[5], 'PX', ARGV[3]) "
-    "return {1, term, ours and 0 or sound}";
+    "return {1, term, held and 0 or sound}";
 
 /* ARGV how the value begins while it is ours: name, term and owner; the new value; the lease in ms. */
 const char *const leadership_renew_script = "local held = redis.call('GET', KEYS[1]) "
@@ -95,6 +103,7 @@ static void write_view(struct leadership *l)
     view.term = l->leader_term;
     view.since_ms = l->since_ms;
     view.is_leader = l->is_leader;
+    view.seen_term = l->election.seen_term;
     snprintf(view.pod, sizeof view.pod, "%s", l->co->pod);
     snprintf(view.leader, sizeof view.leader, "%s", l->leader);
     coordination_write_leader(l->co->coordination, &view);
@@ -253,8 +262,10 @@ static void announce(struct leadership *l, enum election_event_kind outcome, boo
 
 static enum election_action step(struct leadership *l, const struct election_event *ev)
 {
+    int64_t seen_term = l->election.seen_term;
     enum election_action action = election_step(&l->election, ev, clock_mono_ms());
     note_step(l);
+    if (l->election.seen_term != seen_term) write_view(l); /* a successor of this process shall know it */
     return action;
 }
 
@@ -289,11 +300,14 @@ static void run(void *arg)
 
 struct leadership *leadership_open(struct coordinator *co, void (*changed)(struct coordinator *co))
 {
+    struct coordination_leader before;
     struct leadership *l = mem_alloc(sizeof *l);
     *l = (struct leadership){ .co = co, .changed = changed, .alone = co->config->redis_url[0] == '\0' };
     ids_new_public(l->owner);
     election_init(&l->election, co->config->leader_election_timeout, co->config->leader_heartbeat_interval,
                   ids_hash(bytes_of(l->owner), 0), clock_mono_ms());
+    coordination_read_leader(co->coordination, &before);
+    l->election.seen_term = before.seen_term;
     write_view(l);
     return l;
 }

@@ -52,7 +52,8 @@ static void show_messages(const struct coordination *c)
     coordination_read_messages(c, &seen);
     printf("\"messages\":{");
     for (int t = 0; t < MESSAGE_TYPES; t++) number(message_types[t], seen.type[t].count, ",");
-    number("unknown", seen.type[MESSAGE_UNKNOWN].count, "},");
+    number("unknown", seen.type[MESSAGE_UNKNOWN].count, "},\"last_ms\":{");
+    for (int t = 0; t < MESSAGE_TYPES; t++) number(message_types[t], seen.type[t].last_ms, t + 1 < MESSAGE_TYPES ? "," : "},");
 }
 
 static void show_limits(const struct coordination *c)

@@ -212,7 +212,7 @@ class Redis(Server):
     def is_ready(self):
         try:
             return self.call("PING") == b"PONG"
-        except (OSError, EOFError):
+        except (OSError, EOFError, RuntimeError):  # nobody there, or "LOADING"
             return False
 
     def call(self, *words):
