@@ -191,7 +191,9 @@ static void watch_all(struct loop *l)
 static void unwatch_all(struct loop *l)
 {
     for (size_t i = 0; i < sizeof l->signals / sizeof l->signals[0]; i++) ev_signal_stop(l->ev, &l->signals[i]);
-    signal(SIGHUP, SIG_IGN); /* one more before the next start must not end us; a TERM may */
+    signal(SIGHUP, SIG_IGN); /* one more before the next start must not end us; a TERM may, unless that has been said */
+    if (l->stopping) signal(SIGTERM, SIG_IGN);
+    if (l->stopping) signal(SIGINT, SIG_IGN);
     ev_loop_destroy(l->ev);
 }
 

@@ -2,7 +2,6 @@
 pod of the original does, by the letter of its protocol."""
 
 import json
-import os
 import random
 import signal
 import statistics
@@ -19,6 +18,13 @@ LEASE_S, HEARTBEAT_S = 1.0, 0.25
 LEADER, TERM = "hyperpage:leader", "{hyperpage:leader}:term"
 ALL, ELECTION = "hyperpage:coord:all", "hyperpage:coord:election"
 ADMIN = {"Authorization": "Bearer admin-token", "Content-Type": "application/json"}
+
+
+def sanitized():
+    return b"__asan_init" in (BUILD / "hyperpage-coordinator").read_bytes()
+
+
+SLACK_S = 1 if sanitized() else 0.2  # to look at it, which starts a process for each node
 
 
 # --- as a pod of the original ---
@@ -116,7 +122,7 @@ def test_a_leader_that_is_told_to_leave_is_replaced_at_once(folder, servers, red
         assert leader.stop() == 0
         leader.start()
     print(f"after TERM another leads within {max(took) * 1000:.0f} ms (median {statistics.median(took) * 1000:.0f} ms)")
-    assert max(took) <= 0.2
+    assert max(took) <= (1 if sanitized() else 0.2)
     assert terms == sorted(set(terms))
 
 
@@ -137,7 +143,7 @@ def test_a_leader_that_stands_still_does_not_act_when_it_goes_on(redis, cluster_
     leader.pause()
     wait_until(lambda: original_sees_leader(redis) not in (None, leader.name), "another leads")
     leader.resume()
-    wait_until(lambda: not leader.view()["is_leader"], "the old one has stood down", 0.5)
+    wait_until(lambda: not leader.view()["is_leader"], "the old one has stood down", SLACK_S)
     wait_until(lambda: len(acting(nodes)) == 1, "one leads")
 
 
@@ -159,7 +165,7 @@ def test_a_leader_steps_down_when_the_original_overwrites_its_key(redis, cluster
     leader = wait_for_leader(nodes)
     for _ in range(3):
         original_leads(redis, term=3)
-        wait_until(lambda: not acting(nodes), "it has stepped down", HEARTBEAT_S + 0.1)
+        wait_until(lambda: not acting(nodes), "it has stepped down", HEARTBEAT_S + SLACK_S)
         assert leader.view()["leader"] == "original"
         assert original_sees_leader(redis) == "original", "nobody has taken it back"
         redis.call("DEL", LEADER)
@@ -184,6 +190,25 @@ def test_terms_grow_even_if_redis_loses_the_counter_while_somebody_knows_it(redi
     redis.call("FLUSHALL")
     leader = wait_for_leader([n for n in nodes if wait_until(lambda n=n: n.view()["term"] > 42, "a new term")])
     assert leader.view()["term"] == int(redis.call("GET", TERM)) > 42
+
+
+def test_a_lease_with_a_term_below_one_on_record_does_not_stand(redis, cluster_of):
+    redis.call("SET", TERM, 41)
+    [node] = cluster_of(redis.url, 1)
+    wait_for_leader([node])
+    node.stop(signal.SIGKILL)
+    redis.call("FLUSHALL")
+    redis.call("SET", TERM, 5)
+    redis.call("SET", LEADER, '{"leaderId":"late","term":5,"owner":"x","lastHeartbeat":1,"status":"active"}', "EX", 60)
+    started = time.monotonic()
+    node.start()
+    wait_until(lambda: original_sees_leader(redis) == node.name, "what it knew before it was killed counts", 1)
+    wait_for_leader([node])
+    assert time.monotonic() - started > LEASE_S * 0.9, "the other one had time to notice"
+    assert node.view()["term"] == int(redis.call("GET", TERM)) == 43
+    redis.call("SET", LEADER, '{"leaderId":"good","term":44,"owner":"x","lastHeartbeat":1,"status":"active"}', "EX", 60)
+    wait_until(lambda: node.view()["leader"] == "good", "a higher one does")
+    assert acting([node]) == []
 
 
 # --- one process of a node ---
@@ -269,9 +294,9 @@ def test_nodes_see_each_other_come_and_go(redis, cluster_of):
     assert 0 < redis.call("PTTL", "hyperpage:pod:pod-1:heartbeat") <= 3 * 250
     nodes[0].stop()
     assert redis.call("GET", "hyperpage:pod:pod-1:heartbeat") is None
-    wait_until(lambda: all(set(n.view()["pods"]) == {"pod-2", "pod-3"} for n in nodes[1:]), "it has left", 2 * HEARTBEAT_S)
+    wait_until(lambda: all(set(n.view()["pods"]) == {"pod-2", "pod-3"} for n in nodes[1:]), "it has left", HEARTBEAT_S + SLACK_S)
     nodes[1].stop(signal.SIGKILL)
-    wait_until(lambda: set(nodes[2].view()["pods"]) == {"pod-3"}, "it is missed", 5 * HEARTBEAT_S)
+    wait_until(lambda: set(nodes[2].view()["pods"]) == {"pod-3"}, "it is missed", 4 * HEARTBEAT_S + SLACK_S)
     assert 'pod has left: pod="pod-1"' in nodes[2].log() and 'pod has left: pod="pod-2"' in nodes[2].log()
 
 
@@ -286,10 +311,6 @@ def test_a_hundred_pods_have_room(redis, cluster_of):
     for i in range(200):
         redis.call("ZADD", "hyperpage:pods", int(time.time() * 1000) + 60000, f"more-{i}")
     wait_until(lambda: node.view()["pod_count"] == 301, "more than have room are counted")
-
-
-def sanitized():
-    return b"__asan_init" in (BUILD / "hyperpage-coordinator").read_bytes()
 
 
 # --- messages ---
@@ -428,7 +449,7 @@ def test_redis_goes_away_and_comes_back(folder, servers, redis, cluster_of):
     wait_until(lambda: all(n.view()["subscribed"] for n in nodes), "all listen")
     refreshes = metric(leader, "coordination_refreshes_total")
     redis.stop()
-    wait_until(lambda: not acting(nodes), "nobody leads", LEASE_S + 0.2)
+    wait_until(lambda: not acting(nodes), "nobody leads", LEASE_S + SLACK_S)
     wait_until(lambda: all(not n.view()["subscribed"] for n in nodes), "nobody listens")
     redis.start()
     wait_for_leader(nodes)
@@ -442,7 +463,7 @@ def test_a_redis_that_does_not_answer_makes_nobody_lead(redis, cluster_of):
     nodes = cluster_of(redis.url, 2)
     wait_for_leader(nodes)
     redis.pause()
-    wait_until(lambda: not acting(nodes), "nobody leads", LEASE_S + 0.3)
+    wait_until(lambda: not acting(nodes), "nobody leads", LEASE_S + 0.1 + SLACK_S)
     assert all(n.view()["alive"] for n in nodes)
     redis.resume()
     wait_for_leader(nodes)

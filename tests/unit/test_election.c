@@ -125,7 +125,8 @@ static void a_follower_stands_again_when_the_lease_has_ended(void **state)
     assert_int_equal(TELL(ELECTION_HELD, .ttl_ms = 40), ELECTION_WAIT);
     assert_int_equal(time_passes(40), ELECTION_WAIT);
     assert_int_equal(time_passes(HEARTBEAT / 8 + 1), ELECTION_ACQUIRE);
-    assert_int_equal(TELL(ELECTION_HELD, .ttl_ms = 40000), ELECTION_WAIT); /* a leader of the original */
+    assert_int_equal(TELL(ELECTION_HELD, .ttl_ms = 40000, .term = 6), ELECTION_WAIT);
+    assert_int_equal(el.seen_term, 6);
     assert_int_equal(time_passes(HEARTBEAT), ELECTION_WAIT);
     assert_int_equal(time_passes(HEARTBEAT / 8 + 1), ELECTION_ACQUIRE);
     assert_int_equal(TELL(ELECTION_HELD, .ttl_ms = -1), ELECTION_WAIT); /* a key without an end */
