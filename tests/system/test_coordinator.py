@@ -24,7 +24,7 @@ def sanitized():
     return b"__asan_init" in (BUILD / "hyperpage-coordinator").read_bytes()
 
 
-SLACK_S = 1 if sanitized() else 0.2  # to look at it, which starts a process for each node
+SLACK_S = 1 if sanitized() else 0.1  # to look at it, which starts a process for each node
 
 
 # --- as a pod of the original ---
@@ -122,7 +122,8 @@ def test_a_leader_that_is_told_to_leave_is_replaced_at_once(folder, servers, red
         assert leader.stop() == 0
         leader.start()
     print(f"after TERM another leads within {max(took) * 1000:.0f} ms (median {statistics.median(took) * 1000:.0f} ms)")
-    assert max(took) <= (1 if sanitized() else 0.2)
+    assert statistics.median(took) <= 0.2  # each one, unless the machine is busy with something else
+    assert max(took) < LEASE_S / 2, "nobody waited for the lease to end"
     assert terms == sorted(set(terms))
 
 
@@ -143,7 +144,7 @@ def test_a_leader_that_stands_still_does_not_act_when_it_goes_on(redis, cluster_
     leader.pause()
     wait_until(lambda: original_sees_leader(redis) not in (None, leader.name), "another leads")
     leader.resume()
-    wait_until(lambda: not leader.view()["is_leader"], "the old one has stood down", SLACK_S)
+    wait_until(lambda: not leader.view()["is_leader"], "the old one has stood down")
     wait_until(lambda: len(acting(nodes)) == 1, "one leads")
 
 
@@ -161,16 +162,20 @@ def test_a_leader_of_the_original_is_respected(redis, cluster_of):
 
 
 def test_a_leader_steps_down_when_the_original_overwrites_its_key(redis, cluster_of):
-    nodes = cluster_of(redis.url, 2)
+    nodes, took = cluster_of(redis.url, 2), []
     leader = wait_for_leader(nodes)
-    for _ in range(3):
+    for _ in range(5):
         original_leads(redis, term=3)
-        wait_until(lambda: not acting(nodes), "it has stepped down", HEARTBEAT_S + SLACK_S)
-        assert leader.view()["leader"] == "original"
+        started = time.monotonic()
+        wait_until(lambda: not acting(nodes), "it has stepped down")
+        took.append(time.monotonic() - started)
+        wait_until(lambda: leader.view()["leader"] == "original", "it knows who leads")
         assert original_sees_leader(redis) == "original", "nobody has taken it back"
         redis.call("DEL", LEADER)
         redis.call("PUBLISH", ELECTION, original_message("broadcast", {"type": "leader_stopped"}))
         leader = wait_for_leader(nodes)
+    print(f"it steps down within {statistics.median(took) * 1000:.0f} ms (median; heartbeat {HEARTBEAT_S * 1000:.0f} ms)")
+    assert statistics.median(took) <= HEARTBEAT_S + SLACK_S
 
 
 @pytest.mark.parametrize("value", ["null", "[1]", '{"leaderId":7}', "\udcff{", "x" * 100000, '{"leaderId":"' + "y" * 5000 + '"}'])
@@ -294,9 +299,9 @@ def test_nodes_see_each_other_come_and_go(redis, cluster_of):
     assert 0 < redis.call("PTTL", "hyperpage:pod:pod-1:heartbeat") <= 3 * 250
     nodes[0].stop()
     assert redis.call("GET", "hyperpage:pod:pod-1:heartbeat") is None
-    wait_until(lambda: all(set(n.view()["pods"]) == {"pod-2", "pod-3"} for n in nodes[1:]), "it has left", HEARTBEAT_S + SLACK_S)
+    wait_until(lambda: all(set(n.view()["pods"]) == {"pod-2", "pod-3"} for n in nodes[1:]), "it has left")
     nodes[1].stop(signal.SIGKILL)
-    wait_until(lambda: set(nodes[2].view()["pods"]) == {"pod-3"}, "it is missed", 4 * HEARTBEAT_S + SLACK_S)
+    wait_until(lambda: set(nodes[2].view()["pods"]) == {"pod-3"}, "it is missed")
     assert 'pod has left: pod="pod-1"' in nodes[2].log() and 'pod has left: pod="pod-2"' in nodes[2].log()
 
 
@@ -449,7 +454,7 @@ def test_redis_goes_away_and_comes_back(folder, servers, redis, cluster_of):
     wait_until(lambda: all(n.view()["subscribed"] for n in nodes), "all listen")
     refreshes = metric(leader, "coordination_refreshes_total")
     redis.stop()
-    wait_until(lambda: not acting(nodes), "nobody leads", LEASE_S + SLACK_S)
+    wait_until(lambda: not acting(nodes), "nobody leads")
     wait_until(lambda: all(not n.view()["subscribed"] for n in nodes), "nobody listens")
     redis.start()
     wait_for_leader(nodes)
@@ -463,7 +468,7 @@ def test_a_redis_that_does_not_answer_makes_nobody_lead(redis, cluster_of):
     nodes = cluster_of(redis.url, 2)
     wait_for_leader(nodes)
     redis.pause()
-    wait_until(lambda: not acting(nodes), "nobody leads", LEASE_S + 0.1 + SLACK_S)
+    wait_until(lambda: not acting(nodes), "nobody leads")
     assert all(n.view()["alive"] for n in nodes)
     redis.resume()
     wait_for_leader(nodes)
