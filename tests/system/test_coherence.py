@@ -14,6 +14,8 @@ import pytest
 
 from proxy import Proxy
 from servers import Coordinator, Pool, Redis, wait_until
+from test_cluster import Cluster
+from test_sentinel import SENTINEL_PASSWORD, Watched
 
 LONG = os.environ.get("HYPERPAGE_LONG") == "1"
 BEHIND_S = 0.5      # the most that a read may be behind what Redis holds
@@ -334,3 +336,65 @@ def test_nothing_older_than_half_a_second_is_served_whatever_becomes_of_coordina
     assert world.wrong == []
     assert hits > world.reads * 0.05, "there was hardly a read from a copy"
     assert not behind or behind[-1] <= BEHIND_S
+
+
+# --- more than one primary, and another primary ---
+
+def node_on(folder, servers, url, **options):
+    options = {"RUN_DIR": folder / "run", "STATE_DIR": folder / "state", "POD_NAME": "one", "REDIS_URL": url, **options}
+    coordinator = servers.enter_context(Coordinator(folder, "one", **options))
+    pool = servers.enter_context(Pool(folder, "one pool", WORKERS=1, **options))
+    wait_until(lambda: COHERENT in coordinator.log(), "the copies are proven")
+    return pool, coordinator
+
+
+def assert_follows(pool, write, session_id, mark):
+    """What another has written is seen in time, and from then on Redis is not asked for it."""
+    write(session_id, mark)
+    wait_until(lambda: read(pool, session_id).get("n") == mark, "what another has written", BEHIND_S + 0.2)
+    hits = metric(pool, "cache_hits_total")
+    for _ in range(5):
+        assert read(pool, session_id)["n"] == mark
+    return metric(pool, "cache_hits_total") - hits
+
+
+def test_every_primary_of_a_cluster_is_listened_to(folder, servers):
+    cluster = Cluster(folder, servers)
+    pool, coordinator = node_on(folder, servers, cluster.url)
+    sessions = [create(pool) for _ in range(12)]
+
+    def write(session_id, mark):
+        key = f"hyperpage:session:{session_id}"
+        holder = next(node for node in cluster.primaries() if key.encode() in node.call("KEYS", key))
+        holder.call("SET", key, json.dumps({"n": mark}), "EX", "86400")
+
+    assert sum(assert_follows(pool, write, session_id, "first") for session_id in sessions) >= 12
+    replica = next(node for node in cluster.nodes if node.call("ROLE")[0] == b"slave")
+    replica.call("CLUSTER", "FAILOVER")
+    wait_until(lambda: replica.call("ROLE")[0] == b"master", "another primary has taken over")
+    for session_id in sessions:
+        assert_follows(pool, write, session_id, "second")
+    wait_until(lambda: sum(assert_follows(pool, write, session_id, time.monotonic()) for session_id in sessions) >= 12,
+               "reads are answered from copies again")
+    assert coordinator.log().count(COHERENT) >= 2
+
+
+def test_a_primary_that_sentinels_name_anew_is_listened_to(folder, servers):
+    watched = Watched(folder, servers)
+    pool, _ = node_on(folder, servers, watched.url(), REDIS_SENTINEL_PASSWORD=SENTINEL_PASSWORD)
+    sessions = [create(pool) for _ in range(6)]
+
+    def write(session_id, mark):
+        with watched.primary().connection() as connection:
+            connection.call("SELECT", "1")
+            connection.call("SET", f"hyperpage:session:{session_id}", json.dumps({"n": mark}), "EX", "86400")
+
+    assert sum(assert_follows(pool, write, session_id, "first") for session_id in sessions) >= 6
+    was = watched.primary()
+    was.stop(9)
+    wait_until(lambda: watched.primary() is not was, "another primary is named")
+    wait_until(lambda: pool.ask("GET", "/api/sessions").headers.get("X-Session-Store") is None, "it is used")
+    for session_id in sessions:
+        assert_follows(pool, write, session_id, "second")
+    wait_until(lambda: sum(assert_follows(pool, write, session_id, time.monotonic()) for session_id in sessions) >= 6,
+               "reads are answered from copies again")
