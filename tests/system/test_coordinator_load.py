@@ -14,6 +14,11 @@ KINDS = [("cache_invalidate", {"keys": ["hyperpage:session:0b5d3f5c-6e0f-4f0f-9a
          ("broadcast", {"anything": "x" * 100}, "low")]
 
 
+def slowness():
+    """1, or more where processes wait for a core: then the times that are measured are not ours."""
+    return (1 if os.getloadavg()[0] <= os.cpu_count() else 10) * (10 if sanitized() else 1)
+
+
 def percentile(values, p):
     return sorted(values)[min(len(values) - 1, int(len(values) * p))]
 
@@ -40,9 +45,8 @@ def test_ten_thousand_messages_a_second_do_not_hold_the_loop_up(folder, servers,
     assert sent >= 0.9 * SECONDS * PER_SECOND, "the test itself was too slow"
     assert dropped["normal"] == dropped["high"] == 0
     assert after["metrics"]["coordination_leaderships_lost_total"] == 0
-    if not sanitized():
-        assert late <= max(1, ticks * 0.01)
-        assert node.rss_mib() <= 10
+    assert late <= max(1, ticks * 0.01) * slowness()
+    assert sanitized() or node.rss_mib() <= 10
 
 
 def test_a_broadcast_reaches_twenty_nodes_at_once(folder, redis):
@@ -62,5 +66,4 @@ def test_a_broadcast_reaches_twenty_nodes_at_once(folder, redis):
                     wait_until(lambda: all(v.view()["messages"]["cache_invalidate"] == n + 1 for v in nodes), "all have it")
                     took += [v.view()["last_ms"]["cache_invalidate"] - sent_ms for v in nodes]
     print(f"1 KB to {NODES} nodes: median {statistics.median(took):.1f} ms, p99 {percentile(took, 0.99):.1f} ms")
-    if not sanitized():
-        assert percentile(took, 0.99) <= 10
+    assert percentile(took, 0.99) <= 10 * slowness()
