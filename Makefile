@@ -47,7 +47,7 @@ LIB_O    := $(patsubst %,$(BUILD)/lib/%.o,$(filter-out $(HEADERS),$(MODULES)))
 POOL_O   := $(patsubst %,$(BUILD)/fcgi-app/pool/%.o,$(POOL))
 COORDINATOR_O := $(patsubst %,$(BUILD)/fcgi-app/coordinator/%.o,$(COORDINATOR))
 
-.PHONY: all deps run test units system faults reliability layers reference bench asan tsan fuzz format install clean
+.PHONY: all deps run test units system faults nemesis reliability layers reference bench asan tsan fuzz format install clean
 all: $(PROGRAMS)
 
 $(LIB): $(LIB_O)
