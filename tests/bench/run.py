@@ -7,7 +7,8 @@ round, and what is printed is the median of the rounds' ratios with their spread
 the worse end of the spread meets it.
 
 Contenders (all on unix sockets, all giving an answer of the same size, which the pool itself gave before):
-  pool             hyperpage-fcgi with --workers (default 2) over Redis
+  pool             hyperpage-fcgi with --workers (default 2) over Redis, which every read asks: without a coordinator
+  pool-coherent    the same beside hyperpage-coordinator: reads are answered from the node's copies
   pool-1           the same with one worker
   embedded         hyperpage-fcgi with --workers over its embedded store
   L                loop_epoll: one process, epoll, no libfcgi, no work: the most that FastCGI gives on this machine
@@ -298,6 +299,7 @@ class Stage:
         return {
             "pool": lambda: self.pool_argv(name, self.options.workers),
             "pool-1": lambda: self.pool_argv(name, 1),
+            "pool-coherent": lambda: self.pool_argv(name, self.options.workers),
             "pool-uncached": lambda: self.pool_argv(name, self.options.workers) + ["--session-cache-bytes", "0"],
             "embedded": lambda: self.pool_argv(name, self.options.workers),
             "L": lambda: [loop + "epoll"] + fixed,
@@ -314,6 +316,22 @@ class Stage:
         self.backends[name] = self.stack.enter_context(server)
         wait_until(f"{name} accepts", lambda: server.alive() and self.connect(name), pause_s=0.0001).socket.close()
         return server
+
+    def coordinator_start(self, name):
+        """Starts the coordinator of the pool `name`; its reads are answered from copies when this returns."""
+        argv = [os.path.join(self.options.build, "hyperpage-coordinator"), "--run-dir", self.path(name + ".run")]
+        argv += ["--state-dir", self.path(name + ".state"), "--redis-url", "redis+unix://" + self.path("redis.sock")]
+        coordinator = self.stack.enter_context(Server(argv, self.folder))
+
+        def hits():
+            with self.connect(name) as c:
+                session = c.json("/api/sessions")["sessionId"]
+                for target in [f"/api/sessions/{session}"] * 3 + ["/api/metrics"]:
+                    c.send(c.get(target))
+                    text = c.output(c.receive()).decode()
+            return coordinator.alive() and re.search(r"^cache_hits_total [1-9]", text, re.M)
+
+        wait_until("reads are answered from copies", hits, pause_s=0.05)
 
     def connect(self, name):
         return FastCgi(self.socket(name))
@@ -441,7 +459,8 @@ Run = collections.namedtuple("Run", "per_s p50_ms p99_ms cpu_us redis_us")
 
 
 def throughput_lanes(request, front):
-    lanes = [(backend, front) for backend in ("pool", "pool-1", "embedded", "L")]
+    pools = ("pool", "pool-1", "pool-coherent", "embedded") if request == "get" else ("pool", "pool-1", "embedded")
+    lanes = [(backend, front) for backend in pools + ("L",)]
     unkept = "unkept" if front == "kept" else front
     lanes.append(("textbook", unkept))
     if request == "get":
@@ -481,6 +500,8 @@ def throughput(options, request, front):
         for name, _ in lanes:
             if name not in stage.backends:
                 stage.backend_start(name)
+        if "pool-coherent" in stage.backends:
+            stage.coordinator_start("pool-coherent")
         stage.fronts_start(lanes)
         if not options.short:
             for lane in lanes:
