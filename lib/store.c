@@ -50,6 +50,19 @@ static const struct place *retreat(struct store *st, const struct place *from, c
     return &st->refuge;
 }
 
+/* Redis has made the change, but the breaker has opened since: then the refuge serves the session, maybe already from a
+ * row that somebody made of an older copy. What it does not know there is not to be told: Redis has it. */
+static void tell_refuge(struct store *st, const struct place *at, const char *id, store_edit_fn *edit, void *ctx,
+                        const struct store_terms *terms, int64_t deadline_ms)
+{
+    struct store_result res;
+    struct err e;
+    if (at != &st->home || !store_in_refuge(st)) return;
+    if (st->refuge.ops->update(st->refuge.self, id, edit, ctx, terms, deadline_ms, &res, &e) && res.changed &&
+        !res.deleted)
+        shelter_hold(st->shelter, id, deadline_ms, &e);
+}
+
 /* For what is not about one session. */
 static const struct place *place_of_all(const struct store *st)
 {
@@ -117,6 +130,7 @@ bool store_update(struct store *st, const char *id, store_edit_fn *edit, void *c
     if (at == NULL) return false;
     if (!res->changed) return true;
     if (at != from && !res->deleted && !shelter_hold(st->shelter, id, deadline_ms, e)) return false;
+    tell_refuge(st, at, id, edit, ctx, terms, deadline_ms);
     if (res->deleted) {
         metrics_add(METRIC_sessions_deleted_total, 1);
         tell(at, &(struct store_event){ .kind = STORE_DELETED, .id = id, .user = "", .was_user = terms->was_user });
@@ -180,6 +194,11 @@ bool store_delete(struct store *st, const char *id, int64_t deadline_ms, struct 
     char user[STORE_USER_BYTES] = "";
     const struct place *at = place_for(st, id, deadline_ms, e);
     while (at != NULL && !at->ops->del(at->self, id, deadline_ms, &was, res, e)) at = retreat(st, at, e);
+    if (at == &st->home && store_in_refuge(st)) { /* as tell_refuge() does */
+        struct store_result there;
+        struct err ignored;
+        st->refuge.ops->del(st->refuge.self, id, deadline_ms, NULL, &there, &ignored);
+    }
     if (at != NULL && res->changed) {
         if (session_facts(buf_bytes(&was), &facts)) session_user(facts.user_id, user, sizeof user);
         metrics_add(METRIC_sessions_deleted_total, 1);
