@@ -134,6 +134,13 @@ def refused(place, seconds):
     place.proxy.accept_again()
 
 
+def comes_and_goes(place, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        refused(place, 0.1)
+        time.sleep(0.4)  # the pool looks four times a second whether it is back
+
+
 def cut_off(place, seconds):
     place.proxy.hold()
     time.sleep(seconds)
@@ -247,6 +254,8 @@ class Fault:
     options: dict = field(default_factory=dict)
 
 
+PATIENT = {"REDIS_TIMEOUT_MS": 2000}  # where no outage is to be seen: a busy machine's disk may take its time
+
 FAULTS = {
     "killed -9, started again": Fault(Single, killed),
     "killed -9, the pool too and started again": Fault(Single, killed_with_pool),
@@ -255,23 +264,24 @@ FAULTS = {
     "stopped for a moment": Fault(Single, stopped),
     "stopped": Fault(Single, stopped, 3, 10),
     "slow by 400 ms": Fault(Proxied, slow),
-    "half of a reply now and then": Fault(Proxied, halved, refuge=False),
+    "half of a reply now and then": Fault(Proxied, halved, refuge=False, options=PATIENT),
     "refuses connections": Fault(Proxied, refused),
+    "comes and goes": Fault(Proxied, comes_and_goes, 2, 10),
     "cut off": Fault(Proxied, cut_off),
     "read-only": Fault(Single, read_only),
     "out of memory": Fault(Single, out_of_memory),
     "password changed": Fault(Single, password_changed, refuge=False, refuses=True, says="error .*NOAUTH"),
-    "script cache flushed": Fault(Single, scripts_flushed, refuge=False),
-    "FLUSHALL": Fault(Single, data_flushed, refuge=False, forgets=True, says="redis has lost its data"),
-    "connections killed one by one": Fault(Single, connections_killed, refuge=False),
+    "script cache flushed": Fault(Single, scripts_flushed, refuge=False, options=PATIENT),
+    "FLUSHALL": Fault(Single, data_flushed, refuge=False, forgets=True, says="redis has lost its data", options=PATIENT),
+    "connections killed one by one": Fault(Single, connections_killed, refuge=False, options=PATIENT),
     "killed -9, disk full under STATE_DIR": Fault(OnFullDisk, killed_on_full_disk, 2, 6, refuses=True),
     "Sentinel: primary killed, WAIT 1": Fault(Sentinels, primary_killed, options={"SESSION_REDIS_WAIT_REPLICAS": 1}),
     "Sentinel: primary killed": Fault(Sentinels, primary_killed, loses=True),
     "cluster: primary killed, WAIT 1": Fault(Nodes, node_killed, options={"SESSION_REDIS_WAIT_REPLICAS": 1}),
     "cluster: primary killed": Fault(Nodes, node_killed, loses=True),
-    "cluster: slots moved": Fault(Nodes, slots_moved, refuge=False),
+    "cluster: slots moved": Fault(Nodes, slots_moved, refuge=False, options=PATIENT),
 }
-ONLY_LONG = {"Sentinel: primary killed", "cluster: primary killed"}
+ONLY_LONG = {"comes and goes", "Sentinel: primary killed", "cluster: primary killed"}
 
 
 @dataclass
@@ -287,7 +297,7 @@ class Outcome:
         first, last = book.first_from_refuge(self.began), book.last_disturbed()
         return {"fault": name, "s": f"{self.seconds:.1f}", "requests": len(book.answers),
                 "acknowledged": book.acknowledged, "503": book.refused(),
-                "of known, %": f"{100 * book.refused_of_known(first or self.began, self.returned):.1f}",
+                "503 of known, %": f"{100 * book.refused_of_known(first or self.began, self.returned):.1f}",
                 "wrong": wrong, "lost": len(self.missing),
                 "first from the refuge, ms": f"{(first - self.began) * 1000:.0f}" if first else "",
                 "back, ms": f"{max(last - self.returned, 0) * 1000:.0f}" if last else ""}
@@ -326,7 +336,7 @@ def suffer(fault, place, pool):
         wait_until(lambda: is_normal(pool, session_id), "serving is normal")
         time.sleep(0.5)  # a pool that fell back would show
         book = ledger.stop()
-    wait_until(lambda: dirty(pool) == 0, "all is back in Redis")
+    wait_until(lambda: dirty(pool) == 0, "all is back in Redis", 60)
     since = returned if fault.forgets else 0
     held = stored(place)
     missing = book.missing(held.get, since) + book.missing(read_over(pool), since)
