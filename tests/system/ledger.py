@@ -22,8 +22,9 @@ REFUGE = "X-Session-Store"
 
 
 class Ledger:
-    """Runs, once each connection has some sessions, until stop(). `shared`: ids of sessions that others use too, else it makes some of its own; `name` tells the
-    members of this ledger from those of another one. `patience_s`: so long an answer may take."""
+    """Runs, once each connection has some sessions, until stop(). `shared`: ids of sessions that others use too, else it
+    makes some of its own; `name` tells the members of this ledger from those of another one. `patience_s`: so long an
+    answer may take."""
 
     def __init__(self, address, connections=16, shared=(), name="m", patience_s=10):
         order = {"address": address, "connections": connections, "shared": list(shared), "name": name,
