@@ -261,7 +261,7 @@ FAULTS = {
     "killed -9, the pool too and started again": Fault(Single, killed_with_pool),
     "killed -9, SESSION_FALLBACK_TO_MEMORY=false": Fault(Single, killed, refuge=False, refuses=True, options={
         "SESSION_FALLBACK_TO_MEMORY": "false"}),
-    "stopped for a moment": Fault(Single, stopped),
+    "stopped for a moment": Fault(Single, stopped, 1, 1),
     "stopped": Fault(Single, stopped, 3, 10),
     "slow by 400 ms": Fault(Proxied, slow),
     "half of a reply now and then": Fault(Proxied, halved, refuge=False, options=PATIENT),
