@@ -138,7 +138,7 @@ static bool find_copy(struct store_redis *sr, const char *id, struct session_cop
 static struct before look_before(struct store_redis *sr, const char *id)
 {
     struct session_copy copy;
-    if (sr->o.copies == NULL) return (struct before){ .known = true };
+    if (sr->o.copies == NULL || !session_cache_is_on(sr->o.copies)) return (struct before){ .known = true };
     uint64_t epoch = session_cache_epoch(sr->o.copies, id);
     return (struct before){ epoch, find_copy(sr, id, &copy) && copy.proven && copy.expires_at_ms != 0 };
 }
