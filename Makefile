@@ -5,7 +5,7 @@ MODULES := mem fault err buf clock log \
            config folder shared metrics breaker coordination task waiters pollset \
            span json http ids pod_name limiter session session_merge life message election \
            redis_url redis_error redis_slots lookup resp redis_link redis_links \
-           redis_sentinel redis_cluster redis subscriber messenger turns \
+           redis_sentinel redis_cluster redis subscriber messenger pg turns \
            session_cache redis_keys store_backend user_index session_events redis_rotation store_redis \
            store_embedded store_refuge replay shelter store
 HEADERS := mem fault redis_keys store_backend # of these there is only a header
@@ -26,9 +26,9 @@ HARDEN   := -fPIE -fstack-protector-strong -fstack-clash-protection \
             $(shell $(CC) -fcf-protection -E -x c /dev/null >/dev/null 2>&1 && echo -fcf-protection)
 OPTIMISE ?= -O2 -D_FORTIFY_SOURCE=2
 CFLAGS   += $(CSTD) $(WARNINGS) $(HARDEN) $(OPTIMISE) -g $(SANITIZE)
-CPPFLAGS += -iquote lib -iquote fcgi-app/pool -DHYPERPAGE_VERSION='"$(VERSION)"' $(FAULTS)
+CPPFLAGS += -iquote lib -iquote fcgi-app/pool -isystem /usr/include/postgresql -DHYPERPAGE_VERSION='"$(VERSION)"' $(FAULTS)
 LDFLAGS  += -pie -Wl,-z,relro,-z,now $(SANITIZE)
-LDLIBS   := -lfcgi -lhiredis -ljson-c -luuid -lsqlite3 -lev -lpthread
+LDLIBS   := -lfcgi -lhiredis -ljson-c -luuid -lsqlite3 -lpq -lev -lpthread
 
 ASAN     := BUILD=build/asan OPTIMISE=-O1 SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all"
 
