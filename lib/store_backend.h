@@ -52,12 +52,17 @@ struct store_event {
     int64_t expires_at_ms;       /* wall; 0: not known, or deleted */
 };
 
-/* Progress of making the index of users equal to the sessions; all zero to begin. */
+/* Progress of making the index of users equal to the sessions; all zero to begin, but for life_ms,
+ * each and ctx. */
 struct store_heal {
     int phase, server;
     char cursor[24];
     bool done;
     int64_t sessions, entered, removed; /* seen; entries put right, entries of no session taken out */
+    int64_t life_ms;    /* set by the caller: a session without an end gets this life; 0: it stays as it is */
+    int64_t given_life; /* how many got it */
+    void (*each)(void *ctx, const char *id, const char *user, int64_t expires_at_ms); /* sees every session, or NULL */
+    void *ctx;
 };
 
 /* Called for each session of a user; false: it is not the user's any more. Must not call the store. */

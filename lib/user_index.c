@@ -119,6 +119,25 @@ static void owner_of(const struct buf *doc, char user[STORE_USER_BYTES])
     if (session_facts(buf_bytes(doc), &facts)) session_user(facts.user_id, user, STORE_USER_BYTES);
 }
 
+/* A session without an end: only an original pod's crash between two commands leaves one, or an operator's hand. Other
+ * types than strings are no sessions. */
+static bool give_life(struct redis *r, struct bytes key, struct store_heal *heal, int64_t *expires_at_ms,
+                      int64_t deadline_ms, struct err *e)
+{
+    struct number life;
+    bool repeated; /* would change nothing */
+    struct bytes eval[] = { BYTES_LITERAL("EVAL"),
+                            BYTES_LITERAL("return redis.call('PTTL', KEYS[1]) == -1 and "
+                                          "redis.call('PEXPIRE', KEYS[1], ARGV[1]) or 0"),
+                            BYTES_LITERAL("1"), key, number(&life, heal->life_ms) };
+    redisReply *reply = redis_call(r, key, 5, eval, deadline_ms, &repeated, e);
+    if (reply == NULL) return false;
+    heal->given_life += reply->integer;
+    *expires_at_ms = clock_wall_ms() + heal->life_ms;
+    freeReplyObject(reply);
+    return true;
+}
+
 /* A session's entry is put right. */
 static bool heal_session(struct redis *r, struct bytes key, struct store_heal *heal, struct buf *doc,
                          int64_t deadline_ms, struct err *e)
@@ -131,7 +150,9 @@ static bool heal_session(struct redis *r, struct bytes key, struct store_heal *h
     if (!read_session(r, id, doc, &expires_at_ms, &found, deadline_ms, e)) return false;
     if (!found) return true;
     heal->sessions++;
+    if (expires_at_ms == 0 && heal->life_ms > 0 && !give_life(r, key, heal, &expires_at_ms, deadline_ms, e)) return false;
     owner_of(doc, user);
+    if (heal->each != NULL) heal->each(heal->ctx, id, user, expires_at_ms);
     if (user[0] == '\0') return true;
     heal->entered++;
     return user_index_put(r, user, id, expires_at_ms, deadline_ms, e);
