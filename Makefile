@@ -11,7 +11,8 @@ MODULES := mem fault err buf clock log \
 HEADERS := mem fault redis_keys store_backend # of these there is only a header
 POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_coordination api_status \
            connection handover worker keeper children listener notify master hyperpage-fcgi
-COORDINATOR := leadership pods coherence operations inbox duties coordinator hyperpage-coordinator
+COORDINATOR := leadership pods coherence schema fence rate_limits registry cleanup warmup jobs operations inbox \
+               duties coordinator hyperpage-coordinator
 
 BUILD   ?= build
 CC      ?= cc
@@ -26,7 +27,7 @@ HARDEN   := -fPIE -fstack-protector-strong -fstack-clash-protection \
             $(shell $(CC) -fcf-protection -E -x c /dev/null >/dev/null 2>&1 && echo -fcf-protection)
 OPTIMISE ?= -O2 -D_FORTIFY_SOURCE=2
 CFLAGS   += $(CSTD) $(WARNINGS) $(HARDEN) $(OPTIMISE) -g $(SANITIZE)
-CPPFLAGS += -iquote lib -iquote fcgi-app/pool -isystem /usr/include/postgresql -DHYPERPAGE_VERSION='"$(VERSION)"' $(FAULTS)
+CPPFLAGS += -iquote lib -iquote fcgi-app/pool -iquote $(BUILD) -isystem /usr/include/postgresql -DHYPERPAGE_VERSION='"$(VERSION)"' $(FAULTS)
 LDFLAGS  += -pie -Wl,-z,relro,-z,now $(SANITIZE)
 LDLIBS   := -lfcgi -lhiredis -ljson-c -luuid -lsqlite3 -lpq -lev -lpthread
 
@@ -75,6 +76,10 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	@echo "  CC $<"
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+$(BUILD)/fcgi-app/coordinator/schema.o: $(BUILD)/schema.inc
+$(BUILD)/schema.inc: conf/schema/embed.awk $(wildcard conf/schema/*.sql)
+	@mkdir -p $(@D)
+	@awk -f $^ > $@
 -include $(wildcard $(BUILD)/*/*.d $(BUILD)/*/*/*.d)
 
 # --- the two commands of README.md; variables of the command line reach the programs through the environment

@@ -7,6 +7,7 @@
 #include "log.h"
 #include "metrics.h"
 #include "pods.h"
+#include "store_redis.h"
 #include "task.h"
 
 #include <ev.h>
@@ -16,6 +17,7 @@
 
 #define TICK_MS     100  /* how often the loop's lag is measured and others are shown that we live */
 #define LATE_MS     20   /* a tick that comes so late is counted */
+#define DATABASE_MS 1000 /* longest wait for the database of one that leaves */
 #define LEAVE_BY_MS 5000 /* a task that has not ended by then never will */
 
 /* What belongs to the loop; `co` is what everybody else sees. */
@@ -48,6 +50,7 @@ static void leave(struct loop *l)
     co->leaving = true;
     l->leave_by_ms = clock_mono_ms() + LEAVE_BY_MS;
     atomic_store(&co->slot->state, SLOT_DRAINING);
+    if (co->pg != NULL) pg_leave(co->pg, clock_mono_ms() + DATABASE_MS);
     leadership_stop(co->leadership);
     if (co->inbox != NULL) inbox_stop(co->inbox);
     duties_wake(co->duties);
@@ -63,6 +66,7 @@ static void run_tasks(struct ev_loop *ev, ev_prepare *w, int events)
     do {
         task_run_ready();
         if (l->co->redis != NULL) redis_flush(l->co->redis);
+        if (l->co->warming != NULL) store_redis_ops.flush(l->co->warming);
     } while (task_any_ready());
 
     int64_t now_ms = clock_mono_ms(), due_ms = task_expire(now_ms);
@@ -137,6 +141,18 @@ static struct redis *open_redis(struct coordinator *co, struct err *e)
     return redis_open(&o);
 }
 
+/* What the database may make us wait for, and what we may make others wait for there, is less than a lease. */
+static struct pg *open_pg(struct coordinator *co, struct err *e)
+{
+    int64_t lease_ms = co->config->leader_election_timeout;
+    struct pg_options o = { .url = co->config->database_url,
+                            .name = "hyperpage-coordinator",
+                            .lock_timeout_ms = lease_ms / 4,
+                            .idle_timeout_ms = lease_ms / 2,
+                            .pollset = co->pollset };
+    return pg_open(&o, e);
+}
+
 static bool open_all(struct coordinator *co, struct err *e)
 {
     const struct config *cfg = co->config;
@@ -150,6 +166,7 @@ static bool open_all(struct coordinator *co, struct err *e)
     coordination_begin(co->coordination);
     if (!alone && (co->redis = open_redis(co, e)) == NULL) return false;
     messenger_init(&co->messenger, co->redis, cfg->pod_channel_prefix, co->pod, "coordinator");
+    if (cfg->database_url[0] != '\0' && (co->pg = open_pg(co, e)) == NULL) return false;
     co->leadership = leadership_open(co, leadership_changed);
     co->duties = duties_open(co);
     return alone || (co->inbox = inbox_open(co, e)) != NULL;
@@ -161,6 +178,7 @@ static void close_all(struct coordinator *co)
     inbox_close(co->inbox);
     duties_close(co->duties);
     leadership_close(co->leadership);
+    pg_close(co->pg);
     redis_close(co->redis);
     coordination_close(co->coordination);
     metrics_use(NULL);

@@ -6,6 +6,7 @@
 #include "config.h"
 #include "coordination.h"
 #include "messenger.h"
+#include "pg.h"
 #include "pod_name.h"
 #include "pollset.h"
 #include "redis.h"
@@ -22,6 +23,10 @@ struct coordinator {
     struct redis_url url;
     struct redis_script scripts[SCRIPTS];
     struct messenger messenger; /* POD/coordinator */
+    struct pg *pg;              /* NULL: DATABASE_URL is empty */
+    bool schema_applied;        /* the database has all tables (fence.h) */
+    struct store_redis *warming; /* while sessions are loaded into the cache (warmup.h); else NULL */
+    int warmups;                  /* of these, under way or waiting */
     struct shared *shared;
     struct slot *slot;                 /* in which we count */
     struct coordination *coordination; /* what other processes of the node see of all this */

@@ -1,10 +1,14 @@
 #include "duties.h"
 
+#include "cleanup.h"
 #include "clock.h"
 #include "coherence.h"
+#include "jobs.h"
 #include "leadership.h"
 #include "mem.h"
 #include "pods.h"
+#include "rate_limits.h"
+#include "registry.h"
 #include "task.h"
 #include "waiters.h"
 
@@ -65,6 +69,11 @@ static void write_acts(struct duty *d)
 static const struct duty_kind kinds[] = {
     { "pods", EVERY_NODE, pods_keep },
     { "coherence", EVERY_NODE, coherence_keep },
+    { "cleanup", LEADER_ONLY, cleanup_redis_run },
+    { "jobs", LEADER_ONLY, jobs_run },
+    { "registry", LEADER_ONLY, registry_run },
+    { "rate_limits_load", EVERY_NODE, rate_limits_load_run },
+    { "rate_limits", LEADER_ONLY, rate_limits_store_run },
 #ifdef HYPERPAGE_FAULTS
     { "acts", LEADER_ONLY, write_acts },
 #endif

@@ -60,6 +60,7 @@ static bool check_config(const struct config *cfg, bool create, struct err *e)
 {
     struct redis_url url;
     if (cfg->redis_url[0] != '\0' && !redis_url_parse(cfg->redis_url, &url, e)) return false;
+    if (cfg->database_url[0] != '\0' && !pg_check_url(cfg->database_url, e)) return false;
     if (cfg->leader_election_timeout <= 2 * cfg->leader_heartbeat_interval)
         return err_set(e, ERR_INPUT,
                        "LEADER_ELECTION_TIMEOUT=%lld: allowed is more than two times "

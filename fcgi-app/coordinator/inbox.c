@@ -238,6 +238,7 @@ static void rate_limit_sync(struct inbox *ib, const struct message *m)
 {
     struct message_limit said;
     if (!message_limit_read(m->payload, &said)) return;
+    if (!ib->limits_changed) coordination_read_limits(ib->co->coordination, &ib->limits); /* rate_limits writes too */
     struct coordination_limit *row = coordination_limit_row(&ib->limits, said.platform, said.endpoint);
     if (said.limit >= 0) row->limit = said.limit;
     if (said.remaining >= 0) row->remaining = said.remaining;

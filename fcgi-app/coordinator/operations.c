@@ -1,6 +1,8 @@
 #include "operations.h"
 
 #include "duties.h"
+#include "jobs.h"
+#include "warmup.h"
 
 /* A duty does it at once instead of when it would be due; on nodes where it does not run now, there is nothing to do.
  */
@@ -13,7 +15,7 @@ static void clean_up(struct coordinator *co, struct bytes data)
 static void balance_jobs(struct coordinator *co, struct bytes data)
 {
     (void)data;
-    duties_ask(co->duties, "jobs");
+    jobs_ask(co, "bg_job_balance");
 }
 
 static const struct {
@@ -22,6 +24,7 @@ static const struct {
 } operations[] = {
     { "cleanup", clean_up },
     { "bg_job_balance", balance_jobs },
+    { "cache_warmup", warmup_load },
 };
 
 bool operations_do(struct coordinator *co, struct bytes operation, struct bytes data)

@@ -1,0 +1,12 @@
+/* schema.h: the tables in PostgreSQL, from the files of conf/schema, which are part of the program. */
+#ifndef HYPERPAGE_SCHEMA_H
+#define HYPERPAGE_SCHEMA_H
+
+#include "pg.h"
+
+/* Brings the database up to the newest file: those that its table hyperpage_schema does not name yet are applied, all
+ * or none. Any number of nodes may try at once, on a database that the original portal has filled, and again at any
+ * time. For tasks. */
+bool schema_apply(struct pg *pg, struct err *e);
+
+#endif
