@@ -7,16 +7,7 @@
 #include <ctype.h>
 #include <strings.h>
 
-const char *const http_methods[] = { "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "OTHER" };
-
 /* --- requests --- */
-
-static enum http_method read_method(const char *name)
-{
-    int m = HTTP_GET;
-    while (m < HTTP_OTHER && strcmp(name, http_methods[m]) != 0) m++;
-    return (enum http_method)m;
-}
 
 static int hex_digit(char c)
 {
@@ -63,6 +54,7 @@ static const struct wanted {
     WANT("CONTENT_TYPE", content_type),
     WANT("HTTP_AUTHORIZATION", authorization),
     WANT("HTTP_USER_AGENT", user_agent),
+    WANT("HTTP_ACCEPT", accept),
     WANT("HTTP_IF_MATCH", if_match),
     WANT("HTTP_IF_NONE_MATCH", if_none_match),
     WANT("HTTP_CACHE_CONTROL", cache_control),
@@ -99,7 +91,7 @@ bool http_read_request(char *const params[], struct request *rq)
 {
     for (size_t i = 0; i < WANTED; i++) *wanted_field(rq, &wanted[i]) = "";
     for (size_t p = 0; params[p] != NULL; p++) read_param(rq, params[p]);
-    rq->method = read_method(rq->method_name);
+    rq->method = http_method_of(bytes_of(rq->method_name));
     rq->body = (struct bytes){ NULL, 0 };
     if (rq->uri[0] != '\0') return read_path(rq->uri, rq->path);
     /* The front server has decoded these. */
@@ -137,6 +129,31 @@ bool http_wants_fresh(const char *cache_control)
         p += strspn(p, ", \t");
         size_t len = strcspn(p, ", \t");
         if (len == sizeof word - 1 && strncasecmp(p, word, len) == 0) return true;
+    }
+    return false;
+}
+
+/* The q of "type/subtype; a=b; q=0.5" is 0. */
+static bool is_ruled_out(struct bytes range)
+{
+    for (size_t i = 0; i + 3 < range.len; i++)
+        if (range.at[i] == ';') {
+            size_t q = i + 1;
+            while (q < range.len && (range.at[q] == ' ' || range.at[q] == '\t')) q++;
+            if (q + 2 >= range.len || tolower((unsigned char)range.at[q]) != 'q' || range.at[q + 1] != '=') continue;
+            for (q += 2; q < range.len && (range.at[q] == '0' || range.at[q] == '.'); q++) continue;
+            return q == range.len || !isdigit((unsigned char)range.at[q]);
+        }
+    return false;
+}
+
+bool http_accepts(const char *accept, const char *type)
+{
+    struct bytes range;
+    for (size_t i = 0; config_item(accept, i, &range); i++) {
+        size_t len = 0;
+        while (len < range.len && strchr("; \t", range.at[len]) == NULL) len++;
+        if (len == strlen(type) && strncasecmp(range.at, type, len) == 0 && !is_ruled_out(range)) return true;
     }
     return false;
 }

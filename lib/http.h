@@ -3,11 +3,8 @@
 #ifndef HYPERPAGE_HTTP_H
 #define HYPERPAGE_HTTP_H
 
-#include "buf.h"
+#include "endpoints.h"
 #include "json.h"
-
-enum http_method { HTTP_GET, HTTP_HEAD, HTTP_POST, HTTP_PUT, HTTP_PATCH, HTTP_DELETE, HTTP_OPTIONS, HTTP_OTHER };
-extern const char *const http_methods[]; /* names, by enum http_method */
 
 #define HTTP_MOST_PATH_BYTES 2048
 
@@ -16,7 +13,7 @@ struct request {
     enum http_method method;
     char path[HTTP_MOST_PATH_BYTES]; /* percent-decoded, without the query */
     const char *query;               /* as sent */
-    const char *content_type, *authorization, *user_agent;
+    const char *content_type, *accept, *authorization, *user_agent;
     const char *if_match, *if_none_match;
     const char *cache_control;
     const char *session_id;  /* X-Session-Id */
@@ -40,6 +37,9 @@ bool http_content_type_is(const char *content_type, const char *type);
 
 /* Does Cache-Control ask for an answer that is no copy (no-cache)? */
 bool http_wants_fresh(const char *cache_control);
+
+/* Does an Accept header name the media type itself, other than to rule it out (q=0)? */
+bool http_accepts(const char *accept, const char *type);
 
 /* Does an If-Match or If-None-Match list name `tag` (with quotes)? `weak`: W/ prefixes do not count. "*" names all. */
 bool http_tag_listed(const char *list, const char *tag, bool weak);

@@ -120,7 +120,9 @@ static redisReply *travel(struct redis *r, struct journey *j, struct err *e)
         enum redis_fate fate;
         struct redis_link *link = link_for(r, j, e);
         if (link == NULL) return NULL;
+        int64_t began_us = clock_mono_us();
         redisReply *reply = redis_link_call(link, &j->command, j->deadline_ms, &fate, e);
+        metrics_phase(PHASE_REDIS, clock_mono_us() - began_us);
         j->next = NULL;
         j->command.asking = false;
         if (reply == NULL) {
@@ -139,7 +141,7 @@ static redisReply *travel(struct redis *r, struct journey *j, struct err *e)
 static redisReply *refuse_error(redisReply *reply, struct err *e)
 {
     if (reply == NULL || reply->type != REDIS_REPLY_ERROR) return reply;
-    metrics_add(METRIC_redis_error_replies_total, 1);
+    metrics_add(METRIC_redis_error_replies, 1);
     redis_error_set(redis_error_of(reply->str), reply->str, e);
     freeReplyObject(reply);
     return NULL;

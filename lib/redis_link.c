@@ -176,7 +176,7 @@ static void plan_next_attempt(struct redis_link *l, bool was_up)
         l->pause_ms = 0;
         return;
     }
-    metrics_add(METRIC_redis_connect_errors_total, 1);
+    metrics_add(METRIC_redis_connect_errors, 1);
     if (l->addresses.count > 0 && ++l->address_at < l->addresses.count) return;
     l->address_at = 0;
     l->pause_ms = l->pause_ms == 0 ? FIRST_PAUSE_MS : l->pause_ms * 2;
@@ -315,6 +315,7 @@ static void link_is_up(struct redis_link *l)
 {
     l->state = LINK_UP;
     l->connection++;
+    metrics_add(METRIC_redis_connects_total, 1);
     if (l->down_since_ms > 0)
         log_info("redis back: server=%s away_ms=%lld", l->name, (long long)(clock_mono_ms() - l->down_since_ms));
     else
@@ -518,7 +519,7 @@ static bool wait_until_done(struct redis_link *l, struct call *call, int64_t dea
     while (!call->done) {
         int64_t now_ms = clock_mono_ms(), answer_by_ms = answer_by(l, sent_ms);
         if (now_ms >= answer_by_ms) {
-            metrics_add(METRIC_redis_timeouts_total, 1);
+            metrics_add(METRIC_redis_timeouts, 1);
             abandon(l, call);
             link_drop(l, "no answer in time");
             return err_set_away(e, "redis did not answer within %lld ms (%s)", (long long)l->o.timeout_ms, l->name);

@@ -6,22 +6,29 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/file.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define LAYOUT_VERSION 1
-#define MAGIC 0x6870706f6f6c3101ULL
+#define LAYOUT_VERSION 2 /* to be raised when a field of `state` changes its meaning and not its size */
 
 struct state {
-    _Atomic uint64_t magic; /* written last by the creator */
-    uint64_t bytes;
-    struct slot slots[SHARED_SLOTS];
+    struct shared_head head;
+    struct check checks[DEPENDENCY_COUNT];
+    _Atomic int64_t sessions;
+    _Atomic uint64_t base[2][METRICS_COUNTERS];
+    struct slot slots[SHARED_SLOTS]; /* the legend follows */
 };
 
 struct shared {
     struct state *state;
-    int fd;  /* holds the lock on our slot: it must live as long as we do, and never be inherited by a living child */
+    size_t bytes;
+    char *run_dir;
+    char name[32];
+    int fd; /* holds our locks: it must live as long as we do, and never be inherited by a living child */
     struct slot *own;
 };
 
@@ -36,7 +43,8 @@ static bool prepare_file(int fd, const char *path, size_t bytes, struct err *e)
         err_set(e, ERR_INTERNAL, "%s: %s", path, strerror(errno));
     } else if (st.st_size == 0) {
         int rc = posix_fallocate(fd, 0, (off_t)bytes);
-        ok = rc == 0 || err_set(e, ERR_INPUT, "RUN_DIR: %s: %zu bytes cannot be reserved: %s", path, bytes, strerror(rc));
+        ok = rc == 0 ||
+             err_set(e, ERR_INPUT, "RUN_DIR: %s: %zu bytes cannot be reserved: %s", path, bytes, strerror(rc));
         if (!ok && ftruncate(fd, 0) != 0) unlink(path);
     } else {
         ok = st.st_size == (off_t)bytes ||
@@ -63,28 +71,86 @@ void *shared_map(const char *run_dir, const char *name, size_t bytes, int *fd, s
             at = NULL;
         }
     }
-    if (at != NULL && fd != NULL) *fd = file;
-    else close(file);
+    if (at != NULL && fd != NULL)
+        *fd = file;
+    else
+        close(file);
     return at;
+}
+
+/* Names the layout: FNV-1a over the counters' names and all sizes. */
+static void name_layout(struct shared *sh, struct bytes legend)
+{
+    uint32_t sizes[] = { LAYOUT_VERSION, SHARED_SLOTS, sizeof(struct state), sizeof(struct slot), METRICS_COUNTERS };
+    uint32_t h = 2166136261u;
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) h = (h ^ sizes[i]) * 16777619u;
+    for (size_t i = 0; i < legend.len; i++) h = (h ^ (unsigned char)legend.at[i]) * 16777619u;
+    snprintf(sh->name, sizeof sh->name, SHARED_FILE "%08x", (unsigned)h);
+}
+
+static bool lock_byte(struct shared *sh, int cmd, short type, off_t byte, struct flock *lock)
+{
+    *lock = (struct flock){ .l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1 };
+    return fcntl(sh->fd, cmd, lock) == 0;
+}
+
+/* The head says the same whoever writes it; the lock is for the id. */
+static bool write_head(struct shared *sh, struct bytes legend, struct err *e)
+{
+    struct shared_head *h = &sh->state->head;
+    bool ok = true;
+    flock(sh->fd, LOCK_EX);
+    if (atomic_load(&h->magic) == 0) {
+        ok = getrandom(&h->id, sizeof h->id, 0) == sizeof h->id ||
+             err_set(e, ERR_INTERNAL, "getrandom: %s", strerror(errno));
+        h->id = (h->id & SHARED_ID_MASK) | 1;
+        h->bytes = sh->bytes;
+        h->slots = SHARED_SLOTS;
+        h->slot_bytes = sizeof(struct slot);
+        h->slots_at = offsetof(struct state, slots);
+        h->counters_at = offsetof(struct slot, counter);
+        h->counters = METRICS_COUNTERS;
+        h->base_at = offsetof(struct state, base);
+        h->legend_at = sizeof(struct state);
+        h->legend_bytes = (uint32_t)legend.len;
+        memcpy((char *)sh->state + h->legend_at, legend.at, legend.len);
+        if (ok) atomic_store(&h->magic, SHARED_MAGIC);
+    }
+    flock(sh->fd, LOCK_UN);
+    return ok && (atomic_load(&h->magic) == SHARED_MAGIC || err_set(e, ERR_INPUT, "RUN_DIR: %s is not ours", sh->name));
+}
+
+/* Maps the file as it stands under its name; again, if totals_fold() took it away between our open and our lock. */
+static bool map_state(struct shared *sh, struct err *e)
+{
+    struct flock lock;
+    struct stat st = { .st_nlink = 0 };
+    do {
+        if (sh->state != NULL) {
+            munmap(sh->state, sh->bytes);
+            close(sh->fd);
+        }
+        sh->state = shared_map(sh->run_dir, sh->name, sh->bytes, &sh->fd, e);
+        if (sh->state == NULL) return false;
+        if (!lock_byte(sh, F_OFD_SETLKW, F_RDLCK, SHARED_OPEN_BYTE, &lock) || fstat(sh->fd, &st) != 0)
+            return err_set(e, ERR_INTERNAL, "RUN_DIR: %s cannot be locked: %s", sh->name, strerror(errno));
+    } while (st.st_nlink == 0);
+    return true;
 }
 
 struct shared *shared_open(const char *run_dir, struct err *e)
 {
-    char name[32];
+    struct buf legend = BUF_INIT(1024 * 1024);
     struct shared *sh = mem_alloc(sizeof *sh);
-    snprintf(name, sizeof name, "pool.state-%d", LAYOUT_VERSION);
-    sh->state = shared_map(run_dir, name, sizeof *sh->state, &sh->fd, e);
-    uint64_t fresh = 0;
-    if (sh->state == NULL) {
-        free(sh);
-        return NULL;
-    }
-    if (!atomic_compare_exchange_strong(&sh->state->magic, &fresh, MAGIC) && fresh != MAGIC) {
-        err_set(e, ERR_INPUT, "RUN_DIR: %s is not ours", name);
-        shared_forget(sh);
-        return NULL;
-    }
-    return sh;
+    metrics_legend(&legend);
+    name_layout(sh, buf_bytes(&legend));
+    sh->run_dir = mem_strdup(run_dir);
+    sh->bytes = sizeof *sh->state + legend.len;
+    bool ok = map_state(sh, e) && write_head(sh, buf_bytes(&legend), e);
+    buf_done(&legend);
+    if (ok) return sh;
+    shared_forget(sh);
+    return NULL;
 }
 
 void shared_close(struct shared *sh)
@@ -102,16 +168,25 @@ void shared_close(struct shared *sh)
 void shared_forget(struct shared *sh)
 {
     if (sh == NULL) return;
-    munmap(sh->state, sizeof *sh->state);
-    close(sh->fd); /* the last descriptor takes the lock with it */
+    if (sh->state != NULL) {
+        munmap(sh->state, sh->bytes);
+        close(sh->fd); /* the last descriptor takes the locks with it */
+    }
+    free(sh->run_dir);
     free(sh);
 }
 
 /* An open file description lock on the slot's byte: gone with its last descriptor, so with its process. */
 static bool lock_slot(struct shared *sh, int cmd, size_t index, struct flock *lock)
 {
-    *lock = (struct flock){ .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)index, .l_len = 1 };
-    return fcntl(sh->fd, cmd, lock) == 0;
+    return lock_byte(sh, cmd, F_WRLCK, (off_t)index, lock);
+}
+
+/* Only ever grows. */
+static void note_use(struct shared *sh, uint32_t slots)
+{
+    uint32_t used = atomic_load(&sh->state->head.slots_used);
+    while (used < slots && !atomic_compare_exchange_weak(&sh->state->head.slots_used, &used, slots)) continue;
 }
 
 struct slot *shared_claim(struct shared *sh, enum slot_role role, struct err *e)
@@ -120,6 +195,7 @@ struct slot *shared_claim(struct shared *sh, enum slot_role role, struct err *e)
     for (size_t i = 0; i < SHARED_SLOTS; i++) {
         if (!lock_slot(sh, F_OFD_SETLK, i, &lock)) continue;
         struct slot *s = &sh->state->slots[i];
+        note_use(sh, (uint32_t)i + 1);
         atomic_store(&s->busy_since_ms, 0);
         atomic_store(&s->oldest_since_ms, 0);
         atomic_store(&s->connections, 0);
@@ -148,7 +224,37 @@ bool shared_slot_alive(struct shared *sh, size_t index)
 
 struct slot *shared_slot_of(struct shared *sh, int32_t pid)
 {
-    for (size_t i = 0; i < SHARED_SLOTS; i++)
+    for (size_t i = 0; i < shared_slots_used(sh); i++)
         if (atomic_load(&sh->state->slots[i].pid) == pid) return &sh->state->slots[i];
     return NULL;
+}
+
+struct check *shared_check(struct shared *sh, enum dependency d)
+{
+    return &sh->state->checks[d];
+}
+
+_Atomic int64_t *shared_sessions(struct shared *sh)
+{
+    return &sh->state->sessions;
+}
+
+size_t shared_slots_used(struct shared *sh)
+{
+    return atomic_load(&sh->state->head.slots_used);
+}
+
+struct shared_head *shared_head(struct shared *sh)
+{
+    return &sh->state->head;
+}
+
+const char *shared_run_dir(struct shared *sh)
+{
+    return sh->run_dir;
+}
+
+const char *shared_name(struct shared *sh)
+{
+    return sh->name;
 }

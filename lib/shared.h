@@ -4,6 +4,7 @@
 #define HYPERPAGE_SHARED_H
 
 #include "err.h"
+#include "metrics.h"
 
 #include <stdatomic.h>
 #include <stddef.h>
@@ -14,30 +15,40 @@
  * `e` on failure, also if the file has another size. */
 void *shared_map(const char *run_dir, const char *name, size_t bytes, int *fd, struct err *e);
 
-#define SHARED_SLOTS 320   /* WORKERS at its most, their successors during a reload, and the others */
-#define SLOT_COUNTERS 64
+#define SHARED_SLOTS 320 /* WORKERS at its most, their successors during a reload, and the others */
 
 enum slot_role { SLOT_UNUSED, SLOT_MASTER, SLOT_WORKER, SLOT_KEEPER, SLOT_COORDINATOR };
 enum slot_state { SLOT_STARTING, SLOT_SERVING, SLOT_DRAINING, SLOT_GONE };
 
 struct slot {
     _Alignas(64) _Atomic int32_t pid;
-    _Atomic int32_t role;             /* enum slot_role */
-    _Atomic int32_t state;            /* enum slot_state */
-    _Atomic int64_t started_ms;       /* wall */
-    _Atomic int64_t busy_since_ms;    /* monotonic: the loop runs since then; 0 while it waits */
-    _Atomic int64_t oldest_since_ms;  /* monotonic: start of the oldest request in its hands; 0 if there is none */
-    _Atomic int32_t oldest_method;    /* index into http_methods */
-    _Atomic int32_t oldest_route;     /* index into the routes */
-    _Atomic int32_t connections;      /* open, from front servers */
-    _Atomic int32_t requests;         /* in its hands now */
-    _Atomic uint64_t counter[SLOT_COUNTERS]; /* by enum metric; these outlive the owner */
+    _Atomic int32_t role;            /* enum slot_role */
+    _Atomic int32_t state;           /* enum slot_state */
+    _Atomic int64_t started_ms;      /* wall */
+    _Atomic int64_t busy_since_ms;   /* monotonic: the loop runs since then; 0 while it waits */
+    _Atomic int64_t oldest_since_ms; /* monotonic: start of the oldest request in its hands; 0 if there is none */
+    _Atomic int32_t oldest_method;   /* index into http_methods */
+    _Atomic int32_t oldest_route;    /* index into the routes */
+    _Atomic int32_t connections;     /* open, from front servers */
+    _Atomic int32_t requests;        /* in its hands now */
+    _Atomic uint64_t counter[METRICS_COUNTERS]; /* see metrics.h; these outlive the owner */
+};
+
+/* What the processes of a node depend on, as whoever keeps house saw it last. */
+enum dependency { DEPENDENCY_REDIS, DEPENDENCY_EMBEDDED, DEPENDENCY_COUNT };
+enum check_state { CHECK_UNKNOWN, CHECK_UNUSED, CHECK_UP, CHECK_DOWN };
+struct check {
+    _Atomic int32_t state;      /* enum check_state */
+    _Atomic int64_t checked_ms; /* monotonic: when it was looked at last */
+    _Atomic int64_t since_ms;   /* monotonic: the state is this since then */
+    _Atomic int64_t latency_us; /* of that look */
 };
 
 struct shared;
 
-/* Maps RUN_DIR/pool.state-N (N: version of the layout), mode 0600, its blocks reserved: a hole on a full tmpfs would
- * kill every process that touches it. Each process opens its own, after fork. */
+/* Maps RUN_DIR/pool.state-XXXXXXXX, mode 0600, its blocks reserved: a hole on a full tmpfs would kill every process
+ * that touches it. X names the layout, counters and all, so that another build never meets a file it does not
+ * understand; it has its own, and totals.h adds up what stands in both. Each process opens its own, after fork. */
 struct shared *shared_open(const char *run_dir, struct err *e);
 void shared_close(struct shared *sh); /* gives the slot back */
 
@@ -53,5 +64,38 @@ bool shared_slot_alive(struct shared *sh, size_t index); /* has it an owner that
 
 /* The slot of the process `pid`, or NULL. */
 struct slot *shared_slot_of(struct shared *sh, int32_t pid);
+
+struct check *shared_check(struct shared *sh, enum dependency d);
+_Atomic int64_t *shared_sessions(struct shared *sh); /* live ones in the embedded store, when they were counted last */
+
+/* How many slots, from the first on, have ever been claimed. */
+size_t shared_slots_used(struct shared *sh);
+
+/* --- for totals.c: the file as any build understands it --- */
+
+#define SHARED_FILE  "pool.state-" /* and 8 hexadecimal digits */
+#define SHARED_MAGIC 0x6870706f6f6c3202ULL
+
+/* The start of the file. This never changes, whatever follows. Places are bytes from the start of the file, of
+ * counters_at from the start of a slot. */
+struct shared_head {
+    _Atomic uint64_t magic; /* written last by the creator */
+    uint64_t bytes;         /* of the file */
+    uint64_t id;            /* which file this is: random */
+    uint32_t slots, slot_bytes, slots_at, counters_at;
+    uint32_t counters;                /* of a slot */
+    uint32_t base_at;                 /* two arrays of as many: what files of other layouts had counted */
+    uint32_t legend_at, legend_bytes; /* the counters' names, a line each */
+    _Atomic uint32_t slots_used;
+    _Atomic uint64_t folded; /* lowest bit: which array of the two counts; the rest: the id of the file added last */
+};
+#define SHARED_ID_MASK (UINT64_MAX >> 1)
+
+/* Byte of the file that everyone who has it open holds a lock on, for reading. Who gets it for writing is alone. */
+#define SHARED_OPEN_BYTE (1 << 20)
+
+struct shared_head *shared_head(struct shared *sh);
+const char *shared_run_dir(struct shared *sh);
+const char *shared_name(struct shared *sh); /* of the file */
 
 #endif

@@ -215,16 +215,34 @@ bool store_heal(struct store *st, struct store_heal *heal, int64_t deadline_ms, 
     return at != NULL;
 }
 
-bool store_ready(struct store *st, int64_t deadline_ms, struct err *e)
+bool store_uses(const struct store *st, enum store_place place)
 {
-    if (st->redis == NULL) return store_embedded_ready(st->embedded, deadline_ms, e);
-    if (!shelter_is_needed(st->shelter)) {
-        if (store_redis_ready(st->redis, deadline_ms, e)) return true;
-        if (!e->away) return false;
-        shelter_report(st->shelter, e);
-    }
-    if (st->embedded != NULL) return store_embedded_ready(st->embedded, deadline_ms, e);
-    return err_set_away(e, "redis is away");
+    return place == STORE_REDIS ? st->redis != NULL : st->embedded != NULL;
+}
+
+bool store_check(struct store *st, enum store_place place, int64_t deadline_ms, struct err *e)
+{
+    if (place == STORE_EMBEDDED) return store_embedded_ready(st->embedded, deadline_ms, e);
+    if (store_redis_is_away(st)) return err_set_away(e, "redis is away");
+    bool ok = store_redis_ready(st->redis, deadline_ms, e);
+    if (!ok && e->away) shelter_report(st->shelter, e);
+    return ok;
+}
+
+bool store_redis_is_away(const struct store *st)
+{
+    return st->shelter != NULL && shelter_is_needed(st->shelter);
+}
+
+bool store_count(struct store *st, int64_t deadline_ms, int64_t *sessions, struct err *e)
+{
+    return st->home.ops->count(st->home.self, deadline_ms, sessions, e);
+}
+
+void store_cache_stats(const struct store *st, struct session_cache_stats *stats)
+{
+    *stats = (struct session_cache_stats){ 0 };
+    if (st->copies != NULL) session_cache_stats(st->copies, stats);
 }
 
 /* --- rounds and housekeeping --- */
@@ -249,7 +267,7 @@ static bool keep_embedded(struct store *st, bool *more, struct err *e)
 {
     int64_t purged = 0;
     bool ok = store_embedded_housekeep(st->embedded, PURGE_STEP, &purged, more, e);
-    metrics_add(METRIC_embedded_purged_total, (uint64_t)purged);
+    metrics_add(METRIC_sessions_expired_total, (uint64_t)purged);
     return ok;
 }
 

@@ -5,6 +5,7 @@
 
 #include "config.h"
 #include "pollset.h"
+#include "session_cache.h"
 #include "store_backend.h"
 
 struct store;
@@ -38,8 +39,20 @@ void store_tell_life(struct store *st, const char *id, const char *user, int64_t
 /* A step of the hourly repair: call it until heal->done. For one process of the cluster at a time. */
 bool store_heal(struct store *st, struct store_heal *heal, int64_t deadline_ms, struct err *e);
 
-/* Can sessions be written now? Asks the place, if that is another process. */
-bool store_ready(struct store *st, int64_t deadline_ms, struct err *e);
+/* The places that this node may keep sessions in: the embedded store is home, or the refuge. */
+enum store_place { STORE_REDIS, STORE_EMBEDDED };
+bool store_uses(const struct store *st, enum store_place place);
+
+/* Does a place that is used take writes now? Asks it, unless Redis is known to be away. */
+bool store_check(struct store *st, enum store_place place, int64_t deadline_ms, struct err *e);
+
+bool store_redis_is_away(const struct store *st); /* one load */
+
+/* Live sessions at home. May be slow. */
+bool store_count(struct store *st, int64_t deadline_ms, int64_t *sessions, struct err *e);
+
+/* Of the copies of what Redis holds; all 0 where there are none. */
+void store_cache_stats(const struct store *st, struct session_cache_stats *stats);
 
 /* End of a round: what the round's tasks asked for is sent or committed. */
 void store_flush(struct store *st);

@@ -634,6 +634,7 @@ static void flush(void *self)
 /* Puts a write into the round and waits for its outcome. */
 static bool submit(struct store_embedded *se, struct op *op, struct store_result *res, struct err *e)
 {
+    int64_t began_us = clock_mono_us();
     op->task = task_current();
     TAILQ_INSERT_TAIL(&se->round, op, link);
     if (op->task == NULL)
@@ -643,6 +644,7 @@ static bool submit(struct store_embedded *se, struct op *op, struct store_result
         TAILQ_REMOVE(&se->round, op, link); /* it lies on this stack */
         is_late(op, op->deadline_ms);
     }
+    metrics_phase(PHASE_EMBEDDED, clock_mono_us() - began_us);
     *res = op->ok ? op->result : (struct store_result){ 0 };
     if (!op->ok && e != NULL) *e = op->err;
     return op->ok;
@@ -656,10 +658,12 @@ static bool get(void *self, const char *id, int64_t roll_ms, int64_t deadline_ms
     struct store_embedded *se = self;
     struct row row;
     (void)roll_ms, (void)deadline_ms; /* a read waits for nobody, and tells the life anyway */
+    int64_t began_us = clock_mono_us();
     begin_shared_read(se);
     bool ok = find(se, id, clock_wall_ms(), &row, e);
     if (ok && row.live) buf_add(doc, row.doc);
     find_done(se);
+    metrics_phase(PHASE_EMBEDDED, clock_mono_us() - began_us);
     *res = (struct store_result){ .found = ok && row.live, .expires_at_ms = row.live ? row.expires_ms : 0 };
     return ok;
 }

@@ -9,9 +9,11 @@ bool api_init(struct api *api, const struct config *cfg, struct store *store, st
 {
     struct bytes item;
     *api = (struct api){ .config = cfg, .store = store, .shared = sh, .slot = slot,
+                         .listen_fd = -1,
                          .life = { .ttl_ms = cfg->session_default_ttl_seconds * 1000,
                                    .absolute_ms = cfg->session_absolute_ttl_seconds * 1000 } };
-    if (cfg->session_create_per_minute > 0 && sh != NULL) { /* without: options are only checked */
+    if (sh != NULL && (api->breaker = breaker_open(cfg->run_dir, e)) == NULL) return false; /* without: options are only checked */
+    if (cfg->session_create_per_minute > 0 && sh != NULL) {
         api->creations = limiter_open(cfg->run_dir, "creations-1", cfg->session_create_per_minute, e);
         if (api->creations == NULL) return false;
     }
@@ -28,6 +30,8 @@ bool api_init(struct api *api, const struct config *cfg, struct store *store, st
 
 void api_done(struct api *api)
 {
+    breaker_close(api->breaker);
+    api->breaker = NULL;
     limiter_close(api->creations);
     api->creations = NULL;
     free(api->protected_names);

@@ -2,6 +2,7 @@
 #ifndef HYPERPAGE_API_H
 #define HYPERPAGE_API_H
 
+#include "breaker.h"
 #include "config.h"
 #include "coordination.h"
 #include "http.h"
@@ -20,6 +21,8 @@ struct api {
     struct store *store;
     struct shared *shared;
     struct slot *slot;                                /* this worker's */
+    struct breaker *breaker;                          /* NULL while options are only checked */
+    int listen_fd;                                    /* the pool's; -1 in a worker that leaves */
     struct life_rules life;
     struct coordination *coordination;                /* what the coordinator knows */
     struct redis *redis;                              /* for messages to other nodes; NULL: there are none */
@@ -44,6 +47,7 @@ struct exchange {
     const char *phase;          /* what it waits for, for the slow log */
     int64_t started_ms, deadline_ms; /* monotonic */
     int route;                  /* index into the routes, -1 while it has none */
+    enum endpoint endpoint;     /* known also where the route is not: 405 */
     bool timed_out;
     struct err error;           /* what went wrong behind a 5xx, for the log */
     struct buf body;            /* the request's, behind rq.body */
@@ -125,6 +129,14 @@ void api_coordination_close(struct api *api);
 bool api_is_admin(struct exchange *x); /* false: it is answered */
 api_handler admin_list, admin_revoke;
 /* api_status.c */
-api_handler status_live, status_ready, status_metrics;
+api_handler status_health, status_live, status_ready;
+
+/* What a dependency looks like from here, and what that means for the pool. No lock, no call. */
+enum check_state api_dependency(const struct api *api, enum dependency d, int64_t now_ms);
+enum api_health { API_UNHEALTHY, API_DEGRADED, API_HEALTHY }; /* degraded: it takes writes, but not all is as it should be */
+enum api_health api_health(const struct api *api, int64_t now_ms);
+
+/* api_metrics.c */
+api_handler status_metrics;
 
 #endif

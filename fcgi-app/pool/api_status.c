@@ -1,33 +1,111 @@
-/* api_status.c: is this pool alive and ready, and what has it counted? */
+/* api_status.c: is this pool alive, ready and healthy? All of it from the shared state, so that the answer comes at
+ * once also while what the pool depends on hangs. */
 #include "api.h"
 
+#include "checks.h"
 #include "clock.h"
-#include "metrics.h"
+#include "mem.h"
+#include "processes.h"
+#include "totals.h"
 
-static void say_health(struct exchange *x, int status, const char *word)
+#include <inttypes.h>
+
+static const char *const words[] = { "unhealthy", "degraded", "healthy" }; /* by enum api_health */
+
+enum check_state api_dependency(const struct api *api, enum dependency d, int64_t now_ms)
+{
+    enum check_state state = check_state(api->shared, d, now_ms);
+    /* A worker that met the outage knows before the next look. */
+    return d == DEPENDENCY_REDIS && state == CHECK_UP && store_redis_is_away(api->store) ? CHECK_DOWN : state;
+}
+
+enum api_health api_health(const struct api *api, int64_t now_ms)
+{
+    enum check_state redis = api_dependency(api, DEPENDENCY_REDIS, now_ms),
+                     embedded = api_dependency(api, DEPENDENCY_EMBEDDED, now_ms);
+    bool refuge = redis == CHECK_DOWN && store_in_refuge(api->store) && embedded == CHECK_UP;
+    bool home = redis == CHECK_UNUSED ? embedded == CHECK_UP : redis == CHECK_UP;
+    if (atomic_load(&api->slot->state) == SLOT_DRAINING || (!home && !refuge)) return API_UNHEALTHY;
+    return refuge || (redis == CHECK_UP && embedded == CHECK_DOWN) ? API_DEGRADED : API_HEALTHY;
+}
+
+/* Leaves the document open for more members. */
+static void begin(struct exchange *x, enum api_health health)
 {
     char now[CLOCK_ISO_BYTES];
     clock_iso(clock_wall_ms(), now);
-    x->rs.status = status;
-    buf_printf(&x->rs.body, "{\"status\":\"%s\",\"timestamp\":\"%s\",\"store\":\"%s\"}", word, now, store_name(x->api->store));
-    if (status == 503) response_header(&x->rs, "Retry-After", "1");
+    x->rs.status = health == API_UNHEALTHY ? 503 : 200;
+    if (health == API_UNHEALTHY) response_header(&x->rs, "Retry-After", "1");
+    buf_printf(&x->rs.body, "{\"status\":\"%s\",\"timestamp\":\"%s\"", words[health], now);
 }
 
 void status_live(struct exchange *x)
 {
-    say_health(x, 200, "healthy");
+    begin(x, API_HEALTHY);
+    buf_puts(&x->rs.body, "}");
 }
 
 void status_ready(struct exchange *x)
 {
-    bool draining = atomic_load(&x->api->slot->state) == SLOT_DRAINING;
-    x->phase = store_name(x->api->store);
-    bool ready = !draining && store_ready(x->api->store, x->deadline_ms, &x->error);
-    say_health(x, ready ? 200 : 503, ready ? "healthy" : "unhealthy");
+    begin(x, api_health(x->api, clock_mono_ms()));
+    buf_printf(&x->rs.body, ",\"store\":\"%s\"}", store_name(x->api->store));
 }
 
-void status_metrics(struct exchange *x)
+/* --- the members of /api/health --- */
+
+static void tell_dependency(struct exchange *x, const char *name, enum dependency d)
 {
-    x->rs.content_type = "text/plain; version=0.0.4; charset=utf-8";
-    metrics_text(x->api->shared, &x->rs.body);
+    static const char *const states[] = { "unknown", "unused", "up", "down" }; /* by enum check_state */
+    const struct check *c = shared_check(x->api->shared, d);
+    int64_t now_ms = clock_mono_ms();
+    enum check_state state = api_dependency(x->api, d, now_ms);
+    buf_printf(&x->rs.body, ",\"%s\":{\"status\":\"%s\"", name, states[state]);
+    if (state == CHECK_UP || state == CHECK_DOWN)
+        buf_printf(&x->rs.body, ",\"latencyMs\":%.3f,\"ageMs\":%" PRId64 ",\"sinceMs\":%" PRId64,
+                   (double)atomic_load(&c->latency_us) / 1000.0, now_ms - atomic_load(&c->checked_ms),
+                   now_ms - atomic_load(&c->since_ms));
+    buf_puts(&x->rs.body, "}");
+}
+
+static void tell_cache(struct exchange *x)
+{
+    struct session_cache_stats copies;
+    uint64_t *totals = mem_alloc(METRICS_COUNTERS * sizeof *totals); /* too much for a task's stack */
+    totals_read(x->api->shared, totals);
+    store_cache_stats(x->api->store, &copies);
+    uint64_t hits = totals[METRIC_cache_hits_total], misses = totals[METRIC_cache_misses_total];
+    buf_printf(&x->rs.body,
+               ",\"cache\":{\"hits\":%" PRIu64 ",\"misses\":%" PRIu64 ",\"expiries\":%" PRIu64 ",\"evictions\":%" PRIu64
+               ",\"size\":%" PRId64 ",\"bytes\":%" PRId64 ",\"maxBytes\":%" PRId64 ",\"hitRate\":%" PRIu64 "}",
+               hits, misses, totals[METRIC_cache_expiries_total], totals[METRIC_cache_evictions_total], copies.entries,
+               copies.bytes, copies.limit_bytes,
+               hits + misses > 0 ? (hits * 100 + (hits + misses) / 2) / (hits + misses) : 0);
+    free(totals);
+}
+
+static void tell_workers(struct exchange *x)
+{
+    struct processes p;
+    processes_read(x->api->shared, x->api->slot, &p);
+    buf_printf(&x->rs.body,
+               ",\"workers\":{\"status\":\"up\",\"total\":%" PRIu64 ",\"starting\":%" PRIu64 ",\"idle\":%" PRIu64
+               ",\"busy\":%" PRIu64 ",\"draining\":%" PRIu64 ",\"requests\":%" PRIu64 "}",
+               p.starting + p.idle + p.busy + p.draining, p.starting, p.idle, p.busy, p.draining, p.requests);
+}
+
+/* Members of the original first. Nothing here asks PostgreSQL or knows the platforms' limits. */
+void status_health(struct exchange *x)
+{
+    begin(x, api_health(x->api, clock_mono_ms()));
+    buf_puts(&x->rs.body, ",\"environment\":");
+    buf_json_string(&x->rs.body, bytes_of(x->api->config->node_env));
+    buf_puts(&x->rs.body, ",\"database\":{\"status\":\"unknown\"}");
+    tell_cache(x);
+    buf_puts(&x->rs.body, ",\"rateLimits\":{\"overallHealth\":\"normal\",\"enabledPlatforms\":0,"
+                          "\"averageUsagePercent\":null,\"platforms\":{}}");
+    tell_dependency(x, "redis", DEPENDENCY_REDIS);
+    tell_dependency(x, "embedded", DEPENDENCY_EMBEDDED);
+    buf_puts(&x->rs.body, ",\"coordinator\":{\"status\":\"unknown\"}");
+    tell_workers(x);
+    buf_printf(&x->rs.body, ",\"store\":\"%s\"}", store_name(x->api->store));
 }

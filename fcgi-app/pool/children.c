@@ -124,7 +124,7 @@ void children_is_ready(struct children *cs, struct child *c)
 
 void children_is_tired(struct child *c)
 {
-    c->renew = true;
+    c->renew = c->tired = true;
 }
 
 bool children_died(struct children *cs, struct child *c, int64_t now_ms)

@@ -20,7 +20,8 @@ struct child {
     bool leaving;       /* has been told to */
     bool follows;       /* will take the seat over from the one who has it, once it is ready */
     bool renew;         /* somebody newer should sit here: a reload since its fork, or it is tired */
-    bool killed;
+    bool tired;         /* it has said so */
+    bool killed, stalled; /* stalled: killed because its loop stood still */
     int report_fd;
     int64_t started_ms, leave_by_ms;
 };

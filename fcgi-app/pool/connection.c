@@ -37,6 +37,7 @@ struct connection {
     bool wake_for_room; /* `task` waits until the peer has read */
     bool news;          /* something came while it was being served */
     struct task *task;
+    int64_t whole_us;         /* since when a whole request lies here */
     int64_t partial_since_ms; /* since when half a request lies here; or since when it lingers */
     struct buf spool;   /* a large request, read; empty for the usual one, which stays in the socket until it is whole */
 };
@@ -253,8 +254,7 @@ static void refuse_length(struct connection *c, const struct record_request *rq,
     ssize_t n = send(c->watch.fd, answer.data, answer.len, MSG_NOSIGNAL | MSG_DONTWAIT);
     (void)n; /* a peer that does not take a first answer gets none */
     shutdown(c->watch.fd, SHUT_WR);
-    metrics_add(METRIC_requests_total, 1);
-    metrics_add(METRIC_responses_4xx_total, 1);
+    metrics_request(http_method_of(record_param(rq->params, "REQUEST_METHOD")), ENDPOINT_NONE, status, 0);
     response_done(&rs);
     buf_done(&text);
     buf_done(&answer);
@@ -357,6 +357,7 @@ static void connection_look(struct connection *c)
             c->state = CONNECTION_SERVING;
             c->fresh = false;
             c->partial_since_ms = 0;
+            c->whole_us = clock_mono_us();
             c->task = task_start(serve, c);
             return;
         case RECORD_MORE:
@@ -406,7 +407,7 @@ static void connection_ready(struct watch *w, uint32_t events)
 
 /* --- one request, in its task --- */
 
-static struct exchange *exchange_begin(struct connections *cs)
+static struct exchange *exchange_begin(struct connections *cs, int64_t whole_us)
 {
     struct exchange *x = cs->spare;
     if (x != NULL) {
@@ -420,10 +421,11 @@ static struct exchange *exchange_begin(struct connections *cs)
     }
     x->api = cs->api;
     x->route = -1;
+    x->endpoint = ENDPOINT_NONE;
     x->phase = "read";
     x->path_tail = (struct bytes){ NULL, 0 };
     x->timed_out = false;
-    x->started_ms = clock_mono_ms();
+    x->started_ms = whole_us / 1000;
     x->deadline_ms = x->started_ms + cs->api->config->request_timeout_ms;
     x->next = NULL;
     x->prev = cs->last_exchange;
@@ -494,14 +496,6 @@ static bool finish(struct connection *c, bool ok)
     return keep && c->watch.fd >= 0;
 }
 
-static void count_answer(const struct response *rs)
-{
-    metrics_add(METRIC_requests_total, 1);
-    if (rs->status < 400) metrics_add(METRIC_responses_2xx_total, 1);
-    else if (rs->status < 500) metrics_add(METRIC_responses_4xx_total, 1);
-    else metrics_add(METRIC_responses_5xx_total, 1);
-}
-
 static void answer(struct exchange *x, char *const params[])
 {
     bool path_ok = http_read_request(params, &x->rq);
@@ -513,7 +507,6 @@ static void answer(struct exchange *x, char *const params[])
     if (buf_overflowed(&x->rs.body)) response_error(&x->rs, 500, "INTERNAL_ERROR", "The answer is too large");
     if (store_in_refuge(x->api->store)) response_header(&x->rs, "X-Session-Store", "refuge");
     x->rs.head_only = x->rq.method == HTTP_HEAD;
-    count_answer(&x->rs);
 }
 
 /* Parks until the peer has read so much that there is room again. */
@@ -553,14 +546,19 @@ static bool write_answer(struct connection *c, struct exchange *x)
 }
 
 /* Slow ones one by one; failures at most ten a second, since an outage must not fill the disk. */
-static void log_exchange(const struct exchange *x)
+static void log_exchange(const struct exchange *x, int64_t took_us)
 {
     static int64_t second;
     static int said, unsaid;
-    int64_t now_ms = clock_mono_ms(), took_ms = now_ms - x->started_ms;
-    const char *method = http_methods[x->rq.method], *route = routes_name(x->route);
-    if (x->timed_out || took_ms >= x->api->config->request_timeout_ms) {
-        metrics_add(METRIC_requests_timed_out_total, 1);
+    const struct config *cfg = x->api->config;
+    int64_t took_ms = took_us / 1000, now_ms = x->started_ms + took_ms;
+    const char *method = http_methods[x->rq.method], *route = endpoint_paths[x->endpoint];
+    if (cfg->log_requests)
+        log_info("request: method=%s route=%s status=%d duration_us=%" PRId64 " bytes=%zu store=%s request=%s", method, route,
+                 x->rs.status, took_us, x->rs.body.len, store_name(x->api->store), x->request_id);
+    bool timed_out = x->timed_out || took_ms >= cfg->request_timeout_ms;
+    if (timed_out) metrics_add(METRIC_requests_timed_out_total, 1);
+    if (timed_out || took_ms >= cfg->log_slow_ms) {
         log_warn("slow request: method=%s route=%s phase=%s duration_ms=%" PRId64 " status=%d request=%s", method, route,
                  x->phase, took_ms, x->rs.status, x->request_id);
         return;
@@ -581,13 +579,19 @@ static void serve(void *arg)
 {
     struct connection *c = arg;
     struct connections *cs = c->all;
-    struct exchange *x = exchange_begin(cs);
+    struct exchange *x = exchange_begin(cs, c->whole_us);
+    metrics_phase(PHASE_WAIT, clock_mono_us() - c->whole_us);
     bool ok = parse(c, x);
     if (ok) {
         x->error = (struct err){ .kind = ERR_NONE };
         answer(x, c->fcgi.envp);
+        int64_t answered_us = clock_mono_us();
         ok = write_answer(c, x);
-        log_exchange(x);
+        int64_t now_us = clock_mono_us();
+        metrics_phase(PHASE_SERIALISE, now_us - answered_us);
+        /* Before finish() lets the answer go: who has it finds it counted. */
+        metrics_request(x->rq.method, x->endpoint, x->rs.status, now_us - c->whole_us);
+        log_exchange(x, now_us - c->whole_us);
     }
     exchange_end(cs, x);
     bool keep = finish(c, ok) && !cs->closing;

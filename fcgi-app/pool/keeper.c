@@ -1,5 +1,6 @@
 #include "keeper.h"
 
+#include "checks.h"
 #include "clock.h"
 #include "log.h"
 #include "metrics.h"
@@ -95,7 +96,7 @@ void keeper_report_leftovers(const struct config *cfg)
         log_warn("the embedded store is the store, but changes of an outage of redis still wait for it: sessions=%" PRId64 " path=\"%s\"", left, path);
 }
 
-static void keep_house(struct keeper *k, struct store *st)
+static void keep_house(struct keeper *k, struct store *st, struct checks *checks)
 {
     struct err e;
     int64_t quiet_until_ms = 0; /* a full disk fails four times a second */
@@ -105,6 +106,8 @@ static void keep_house(struct keeper *k, struct store *st)
             log_warn("housekeeping failed: error=\"%s\"", e.text);
             quiet_until_ms = clock_mono_ms() + 60000;
         }
+        checks_run(checks);
+        metrics_cpu(METRIC_cpu_keeper);
         pollset_wait(k->pollset, more ? BUSY_PAUSE_MS : IDLE_PAUSE_MS);
     }
 }
@@ -125,14 +128,14 @@ int keeper_run(const struct config *cfg, int life_fd, int report_fd)
     ok = slot != NULL;
     if (ok) ok = (st = store_open(cfg, NULL, &e)) != NULL;
     if (ok) {
-        metrics_use(slot);
+        struct checks checks = { .shared = sh, .store = st, .timeout_ms = cfg->request_timeout_ms };
+        metrics_use(slot->counter);
+        checks_run(&checks); /* before anybody may ask */
         atomic_store(&slot->state, SLOT_SERVING);
         ssize_t n = write(report_fd, &(char){ WORKER_READY }, 1);
         (void)n;
         keeper_report_leftovers(cfg);
-        if (cfg->redis_url[0] != '\0' && !store_ready(st, clock_mono_ms() + cfg->request_timeout_ms, &e))
-            log_warn("redis cannot be used yet: error=\"%s\"", e.text);
-        keep_house(&k, st);
+        keep_house(&k, st, &checks);
     } else {
         log_error("keeper cannot start: error=\"%s\"", e.text);
     }

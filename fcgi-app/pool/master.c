@@ -172,6 +172,8 @@ static void tell_to_leave(struct child *c)
 {
     int64_t most_ms = m.stopping == STOPPING_FAST ? FAST_DRAIN_MS : m.o->config->drain_timeout * 1000;
     kill(c->pid, signal_to_leave());
+    if (m.stopping == STOPPING_NOT && c->renew && c->role == CHILD_WORKER)
+        metrics_add(c->tired ? METRIC_restarts_max_requests : METRIC_restarts_reload, 1);
     children_is_leaving(c, clock_mono_ms() + most_ms);
 }
 
@@ -272,7 +274,7 @@ static void look_for_hangs(void)
                   http_methods[atomic_load(&s->oldest_method) & 7], routes_name(atomic_load(&s->oldest_route)), now_ms - since_ms,
                   atomic_load(&s->requests));
         c->killed = true;
-        metrics_add(METRIC_workers_killed_total, 1);
+        c->stalled = true;
         kill(c->pid, SIGKILL);
     }
 }
@@ -288,6 +290,7 @@ static void on_tick(struct ev_loop *loop, ev_timer *w, int events)
 {
     (void)loop, (void)w, (void)events;
     look_for_hangs();
+    metrics_cpu(METRIC_cpu_master);
     if (m.new_master > 0 && clock_mono_ms() >= m.new_master_by_ms) give_up_new_master("it does not serve");
     act();
 }
@@ -313,9 +316,13 @@ static void on_child(struct ev_loop *loop, ev_child *w, int events)
     ev_io_stop(loop, &m.report[c - m.children.child]);
     close(c->report_fd);
     const char *role = c->role == CHILD_KEEPER ? "keeper" : "worker";
+    enum metric cause = c->role == CHILD_KEEPER ? METRIC_keeper_restarts_total
+                        : c->stalled            ? METRIC_restarts_stalled
+                        : WIFSIGNALED(w->rstatus) ? METRIC_restarts_signal
+                                                : METRIC_restarts_exit;
     if (children_died(&m.children, c, clock_mono_ms())) {
         log_warn("%s died, a new one follows: child=%d cause=\"%s\"", role, w->rpid, how_it_ended(w->rstatus, how));
-        metrics_add(METRIC_worker_restarts_total, 1);
+        metrics_add(cause, 1);
     } else {
         log_debug("%s left: child=%d cause=\"%s\"", role, w->rpid, how_it_ended(w->rstatus, how));
     }
@@ -368,6 +375,7 @@ static void reload(void)
     log_info("reload: configuration read, workers follow one by one");
     children_want_workers(&m.children, cfg->workers == CONFIG_AUTO ? children_workers_wanted(&m.children) : (int)cfg->workers);
     children_renew_all(&m.children);
+    metrics_add(METRIC_generations_reload, 1);
     act();
 }
 
@@ -493,7 +501,8 @@ static bool master_start(struct err *e)
     if (m.shared == NULL) return false;
     m.slot = shared_claim(m.shared, SLOT_MASTER, e);
     if (m.slot == NULL) return false;
-    metrics_use(m.slot);
+    metrics_use(m.slot->counter);
+    metrics_add(m.old_master_fd >= 0 ? METRIC_generations_upgrade : METRIC_generations_start, 1);
     return pipe2(m.life_fd, O_CLOEXEC) == 0 || err_set(e, ERR_INTERNAL, "pipe: %s", strerror(errno));
 }
 

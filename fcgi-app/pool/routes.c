@@ -5,31 +5,33 @@
 
 static const struct route {
     enum http_method method;
-    const char *path; /* * stands for one segment */
+    enum endpoint endpoint;
     api_handler *handler;
 } routes[] = {
-    { HTTP_GET,    "/api/sessions",           sessions_get },
-    { HTTP_HEAD,   "/api/sessions",           sessions_head },
-    { HTTP_POST,   "/api/sessions",           sessions_post },
-    { HTTP_PATCH,  "/api/sessions",           sessions_patch },
-    { HTTP_DELETE, "/api/sessions",           sessions_delete },
-    { HTTP_GET,    "/api/sessions/*",         sessions_get },
-    { HTTP_HEAD,   "/api/sessions/*",         sessions_head },
-    { HTTP_PATCH,  "/api/sessions/*",         sessions_patch },
-    { HTTP_DELETE, "/api/sessions/*",         sessions_delete },
-    { HTTP_POST,   "/api/sessions/*/extend",  sessions_extend },
-    { HTTP_POST,   "/api/sessions/*/rotate",  sessions_rotate },
-    { HTTP_GET,    "/api/admin/sessions",     admin_list },
-    { HTTP_DELETE, "/api/admin/sessions",     admin_revoke },
-    { HTTP_POST,   "/api/admin/coordination/messages", coordination_send },
-    { HTTP_GET,    "/api/coordination",       coordination_show },
-    { HTTP_HEAD,   "/api/coordination",       coordination_show },
-    { HTTP_GET,    "/api/health/live",        status_live },
-    { HTTP_HEAD,   "/api/health/live",        status_live },
-    { HTTP_GET,    "/api/health/ready",       status_ready },
-    { HTTP_HEAD,   "/api/health/ready",       status_ready },
-    { HTTP_GET,    "/api/metrics",            status_metrics },
-    { HTTP_HEAD,   "/api/metrics",            status_metrics },
+    { HTTP_GET,    ENDPOINT_SESSIONS,       sessions_get },
+    { HTTP_HEAD,   ENDPOINT_SESSIONS,       sessions_head },
+    { HTTP_POST,   ENDPOINT_SESSIONS,       sessions_post },
+    { HTTP_PATCH,  ENDPOINT_SESSIONS,       sessions_patch },
+    { HTTP_DELETE, ENDPOINT_SESSIONS,       sessions_delete },
+    { HTTP_GET,    ENDPOINT_SESSION,        sessions_get },
+    { HTTP_HEAD,   ENDPOINT_SESSION,        sessions_head },
+    { HTTP_PATCH,  ENDPOINT_SESSION,        sessions_patch },
+    { HTTP_DELETE, ENDPOINT_SESSION,        sessions_delete },
+    { HTTP_POST,   ENDPOINT_EXTEND,         sessions_extend },
+    { HTTP_POST,   ENDPOINT_ROTATE,         sessions_rotate },
+    { HTTP_GET,    ENDPOINT_ADMIN_SESSIONS, admin_list },
+    { HTTP_DELETE, ENDPOINT_ADMIN_SESSIONS, admin_revoke },
+    { HTTP_POST,   ENDPOINT_ADMIN_MESSAGES, coordination_send },
+    { HTTP_GET,    ENDPOINT_COORDINATION,   coordination_show },
+    { HTTP_HEAD,   ENDPOINT_COORDINATION,   coordination_show },
+    { HTTP_GET,    ENDPOINT_HEALTH,         status_health },
+    { HTTP_HEAD,   ENDPOINT_HEALTH,         status_health },
+    { HTTP_GET,    ENDPOINT_LIVE,           status_live },
+    { HTTP_HEAD,   ENDPOINT_LIVE,           status_live },
+    { HTTP_GET,    ENDPOINT_READY,          status_ready },
+    { HTTP_HEAD,   ENDPOINT_READY,          status_ready },
+    { HTTP_GET,    ENDPOINT_METRICS,        status_metrics },
+    { HTTP_HEAD,   ENDPOINT_METRICS,        status_metrics },
 };
 #define ROUTES (int)(sizeof routes / sizeof routes[0])
 
@@ -49,8 +51,10 @@ void routes_answer(struct exchange *x)
 {
     char allow[64] = "";
     x->route = -1;
+    x->endpoint = ENDPOINT_NONE;
     for (int i = 0; i < ROUTES; i++) {
-        if (!path_fits(routes[i].path, x->rq.path, &x->path_tail)) continue;
+        if (!path_fits(endpoint_paths[routes[i].endpoint], x->rq.path, &x->path_tail)) continue;
+        x->endpoint = routes[i].endpoint;
         if (routes[i].method == x->rq.method) {
             x->route = i;
             routes[i].handler(x);
@@ -69,5 +73,5 @@ void routes_answer(struct exchange *x)
 
 const char *routes_name(int route)
 {
-    return route >= 0 && route < ROUTES ? routes[route].path : "-";
+    return route >= 0 && route < ROUTES ? endpoint_paths[routes[route].endpoint] : "-";
 }

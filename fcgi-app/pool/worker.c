@@ -1,5 +1,6 @@
 #include "worker.h"
 
+#include "checks.h"
 #include "clock.h"
 #include "connection.h"
 #include "log.h"
@@ -32,6 +33,7 @@ struct worker {
     struct watch listener, signals, life, siblings, way; /* `way`: there is room again to hand over */
     struct connections connections;
     struct api api;
+    struct checks checks; /* of a worker that keeps house itself */
     struct shared *shared;
     struct slot *slot;
     struct store *store;
@@ -135,6 +137,7 @@ static void leave(enum leaving how)
     if (first) {
         stop_listening(w);
         close(w->listener.fd);
+        w->api.listen_fd = -1;
         w->listen_again_ms = 0;
         if (w->siblings.fd >= 0) pollset_remove(w->pollset, &w->siblings);
         log_debug("worker leaves: connections=%zu requests=%zu", w->connections.open, w->connections.exchanges);
@@ -193,6 +196,7 @@ static void run_housekeeping(void *worker)
     struct err e;
     bool more = false;
     if (!store_housekeep(w->store, &more, &e)) log_warn("housekeeping failed: error=\"%s\"", e.text);
+    checks_run(&w->checks);
     w->housekeep_at_ms = clock_mono_ms() + (more ? BUSY_PAUSE_MS : IDLE_PAUSE_MS);
 }
 
@@ -214,6 +218,7 @@ static void now_and_then(struct worker *w, int64_t now_ms)
     housekeep_alone(w, now_ms);
     if (now_ms >= w->tidy_at_ms) {
         connections_tidy(&w->connections, now_ms);
+        metrics_cpu(METRIC_cpu_worker);
         w->tidy_at_ms = now_ms + TIDY_MS;
         /* A worker without a master has no watchdog but the kernel's: SIGALRM ends a process that stands still. */
         if (w->o->report_fd < 0) alarm((unsigned)w->o->config->request_terminate_timeout + TIDY_MS / 1000);
@@ -315,12 +320,14 @@ static bool worker_start(struct worker *w, struct err *e)
     if (w->shared == NULL) return false;
     w->slot = shared_claim(w->shared, SLOT_WORKER, e);
     if (w->slot == NULL) return false;
-    metrics_use(w->slot);
+    metrics_use(w->slot->counter);
     w->store = store_open(cfg, w->pollset, e);
     if (w->store == NULL || !api_init(&w->api, cfg, w->store, w->shared, w->slot, e)) return false;
     if (!api_coordination_open(&w->api, w->pollset, e)) return false;
     if (!connections_init(&w->connections, &w->api, w->pollset, e)) return false;
     w->connections.idle = let_go;
+    w->api.listen_fd = w->o->listen_fd;
+    w->checks = (struct checks){ .shared = w->shared, .store = w->store, .timeout_ms = cfg->request_timeout_ms };
     w->leave_after = requests_until_tired(cfg);
     return watch_all(w, e);
 }

@@ -16,7 +16,7 @@
 static struct redis_server server;
 static struct pollset *pollset;
 static struct replay *replay;
-static struct slot slot;
+static _Atomic uint64_t counters[METRICS_COUNTERS];
 static char changed_id[64], changed_doc[256]; /* as replay_options.changed was told last */
 static int64_t timeout_ms = 5000;
 
@@ -52,8 +52,8 @@ static void leave_files(void)
 
 static int replay_begin(void **state)
 {
-    slot = (struct slot){ .pid = 0 };
-    metrics_use(&slot);
+    memset((void *)counters, 0, sizeof counters);
+    metrics_use(counters);
     if (refuge_begin(state) != 0 || (pollset == NULL && (pollset = pollset_new(&err)) == NULL)) return 1;
     if (server.pid == 0 && !redis_server_start(&server)) return 1;
     redisReply *flushed = redisCommand(server.admin, "FLUSHALL");

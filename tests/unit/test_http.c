@@ -154,6 +154,28 @@ static void a_query_value_is_found_and_decoded(void **state)
     assert_false(http_query_value("a=1&a=2", "a", 2, NULL));
 }
 
+static void a_media_type_is_accepted_where_it_is_named_and_not_ruled_out(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *accept;
+        bool accepts;
+    } rows[] = {
+        { "", false },
+        { "*/*", false },
+        { "text/plain;q=0.5", false },
+        { "application/openmetrics-text", true },
+        { "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;q=0.5", true },
+        { "text/plain, Application/OpenMetrics-Text ; q=0.001", true },
+        { "application/openmetrics-text;q=0", false },
+        { "application/openmetrics-text; version=1.0.0; q=0.000", false },
+        { "application/openmetrics-textual", false },
+        { "xapplication/openmetrics-text", false },
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        if (http_accepts(rows[i].accept, "application/openmetrics-text") != rows[i].accepts) fail_msg("%s", rows[i].accept);
+}
+
 static void a_media_type_is_compared_without_parameters_and_case(void **state)
 {
     (void)state;
@@ -519,6 +541,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(an_error_may_follow_a_body_that_was_too_long, begin_response, end_response),
         cmocka_unit_test_setup_teardown(a_fault_says_where_and_why, begin_response, end_response),
         cmocka_unit_test_setup_teardown(a_response_is_used_again, begin_response, end_response),
+        cmocka_unit_test(a_media_type_is_accepted_where_it_is_named_and_not_ruled_out),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,7 +12,7 @@ static void round_ends(void)
 
 static uint64_t counted(enum metric m)
 {
-    return atomic_load(&slot.counter[m]);
+    return atomic_load(&counters[m]);
 }
 
 static bool in_redis(const char *id)

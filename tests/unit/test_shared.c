@@ -1,6 +1,6 @@
 #include "shared.h"
 
-#include "metrics.h"
+#include "counted.h"
 #include "test.h"
 
 #include <errno.h>
@@ -17,14 +17,17 @@
 #include <unistd.h>
 
 static char dir[] = "/tmp/test_shared.XXXXXX";
-static char path[64];
+static const char *path; /* of the file, once it has been seen */
 
 static int make_dir(void **state)
 {
     (void)state;
     bool ok = mkdtemp(dir) != NULL;
-    snprintf(path, sizeof path, "%s/pool.state-1", dir);
-    return !ok;
+    struct err e;
+    struct shared *sh = ok ? shared_open(dir, &e) : NULL;
+    path = state_path_in(dir);
+    shared_close(sh);
+    return sh == NULL || unlink(path) != 0;
 }
 
 static int remove_dir(void **state)
@@ -76,8 +79,8 @@ static pid_t start_owner(uint64_t counted)
         struct shared *sh = getppid() == parent ? shared_open(dir, &e) : NULL;
         struct slot *s = sh ? shared_claim(sh, SLOT_WORKER, &e) : NULL;
         if (s == NULL) _exit(1);
-        metrics_use(s);
-        metrics_add(METRIC_requests_total, counted);
+        metrics_use(s->counter);
+        metrics_add(METRIC_sessions_created_total, counted);
         atomic_store(&s->busy_since_ms, 5);
         atomic_store(&s->oldest_since_ms, 5);
         atomic_store(&s->connections, 5);
@@ -150,16 +153,16 @@ static void a_killed_owner_s_slot_is_taken_over_with_its_counters(void **state)
     assert_false(shared_slot_alive(sh, index_of(sh, theirs)));
     struct slot *ours = claim(sh, SLOT_MASTER);
     assert_ptr_equal(ours, theirs);
-    assert_int_equal(atomic_load(&ours->counter[METRIC_requests_total]), 41);
+    assert_int_equal(atomic_load(&ours->counter[METRIC_sessions_created_total]), 41);
     assert_int_equal(atomic_load(&ours->busy_since_ms), 0); /* but nothing of what it was doing */
     assert_int_equal(atomic_load(&ours->oldest_since_ms), 0);
     assert_int_equal(atomic_load(&ours->connections), 0);
     assert_int_equal(atomic_load(&ours->requests), 0);
-    metrics_use(ours);
-    metrics_add(METRIC_requests_total, 1);
-    assert_int_equal(metrics_sum(sh, METRIC_requests_total), 43);
+    metrics_use(ours->counter);
+    metrics_add(METRIC_sessions_created_total, 1);
+    assert_int_equal(counted_in(sh, METRIC_sessions_created_total), 43);
     end_owner(first);
-    assert_int_equal(metrics_sum(sh, METRIC_requests_total), 43); /* no counter ever falls */
+    assert_int_equal(counted_in(sh, METRIC_sessions_created_total), 43); /* no counter ever falls */
     shared_close(sh);
 }
 
@@ -219,8 +222,8 @@ static void many_create_it_at_once(void **state)
             struct shared *sh = shared_open(dir, &e);
             struct slot *s = sh ? shared_claim(sh, SLOT_WORKER, &e) : NULL;
             if (s == NULL) _exit(3);
-            metrics_use(s);
-            metrics_add(METRIC_requests_total, 1);
+            metrics_use(s->counter);
+            metrics_add(METRIC_sessions_created_total, 1);
             byte = (char)index_of(sh, s);
             if (write(slot[1], &byte, 1) != 1) _exit(4);
             for (;;) pause();
@@ -235,7 +238,7 @@ static void many_create_it_at_once(void **state)
             taken[(int)n] = true;
         }
         struct shared *sh = open_shared();
-        assert_int_equal(metrics_sum(sh, METRIC_requests_total), CREATORS);
+        assert_int_equal(counted_in(sh, METRIC_sessions_created_total), CREATORS);
         shared_close(sh);
         for (int i = 0; i < CREATORS; i++) {
             kill(pid[i], SIGKILL);
@@ -289,7 +292,7 @@ static void a_folder_that_is_not_there_is_refused(void **state)
     (void)state;
     char none[64];
     snprintf(none, sizeof none, "%s/none", dir);
-    assert_refused(none, "/none/pool.state-1 cannot be opened: No such file or directory");
+    assert_refused(none, " cannot be opened: No such file or directory");
 }
 
 /* In a mount namespace of its own, so that nothing stays mounted. */
@@ -307,7 +310,7 @@ static void a_full_disk_is_refused_and_leaves_an_empty_file_at_most(void **state
         if (shared_open(dir, &e) != NULL || e.kind != ERR_INPUT) _exit(1);
         if (strstr(e.text, "bytes cannot be reserved: No space left on device") == NULL) _exit(2);
         if (stat(path, &st) == 0 && st.st_size != 0) _exit(3);
-        if (mount("none", dir, "tmpfs", MS_REMOUNT, "size=4m") != 0) _exit(77);
+        if (mount("none", dir, "tmpfs", MS_REMOUNT, "size=16m") != 0) _exit(77);
         struct shared *sh = shared_open(dir, &e); /* there is room now */
         shared_close(sh);
         _exit(sh == NULL ? 4 : 0);

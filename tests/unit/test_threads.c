@@ -1,6 +1,5 @@
 /* What processes share, used by threads of one, for `make tsan`: the sanitizer sees nothing between processes. */
-#include "metrics.h"
-#include "shared.h"
+#include "counted.h"
 #include "turns.h"
 
 #include "clock.h"
@@ -15,13 +14,12 @@
 #define THREADS 4
 
 static char dir[] = "/tmp/test_threads.XXXXXX";
-static char state_path[64], turns_path[64];
+static char turns_path[64];
 
 static int make_dir(void **state)
 {
     (void)state;
     bool ok = mkdtemp(dir) != NULL;
-    snprintf(state_path, sizeof state_path, "%s/pool.state-1", dir);
     snprintf(turns_path, sizeof turns_path, "%s/turns", dir);
     return !ok;
 }
@@ -29,7 +27,7 @@ static int make_dir(void **state)
 static int remove_dir(void **state)
 {
     (void)state;
-    unlink(state_path);
+    unlink(state_path_in(dir));
     unlink(turns_path);
     return rmdir(dir);
 }
@@ -62,12 +60,12 @@ static void *count_or_read(void *n)
     char *wrong = NULL;
     pthread_barrier_wait(&barrier);
     if (n == NULL) {
-        for (int i = 0; i < COUNTS; i++) metrics_add(METRIC_requests_total, 1);
+        for (int i = 0; i < COUNTS; i++) metrics_add(METRIC_sessions_created_total, 1);
         return NULL;
     }
     uint64_t last = 0;
     while (last < COUNTS && wrong == NULL) {
-        uint64_t now = metrics_sum(shared, METRIC_requests_total);
+        uint64_t now = counted_in(shared, METRIC_sessions_created_total);
         if (now < last || now > COUNTS) wrong = "a counter fell, or counted what was not";
         last = now;
     }
@@ -80,12 +78,14 @@ static void one_counts_while_others_read(void **state)
     struct err e;
     shared = shared_open(dir, &e);
     assert_non_null(shared);
-    metrics_use(shared_claim(shared, SLOT_WORKER, &e));
+    struct slot *slot = shared_claim(shared, SLOT_WORKER, &e);
+    assert_non_null(slot);
+    metrics_use(slot->counter);
     run_threads(count_or_read);
-    assert_int_equal(metrics_sum(shared, METRIC_requests_total), COUNTS);
+    assert_int_equal(counted_in(shared, METRIC_sessions_created_total), COUNTS);
     metrics_use(NULL);
     shared_close(shared);
-    unlink(state_path);
+    unlink(state_path_in(dir));
 }
 
 /* ---- Slots ----------------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ static void slots_come_and_go(void **state)
     struct err e;
     run_threads(come_and_go);
     shared = shared_open(dir, &e);
-    assert_int_equal(metrics_sum(shared, (enum metric)0), THREADS * ROUNDS); /* no count was lost on the way */
+    assert_int_equal(counted_in(shared, 0), THREADS * ROUNDS); /* no count was lost on the way */
     for (size_t i = 0; i < THREADS; i++) assert_false(shared_slot_alive(shared, i));
     shared_close(shared);
 }
