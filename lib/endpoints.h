@@ -12,25 +12,25 @@ extern const char *const http_methods[]; /* names, by enum http_method */
 enum http_method http_method_of(struct bytes name);
 
 /* One line adds a path; * stands for one segment of it. */
-#define ENDPOINTS(ENDPOINT)                      \
-    ENDPOINT(SESSIONS,       "/api/sessions")    \
-    ENDPOINT(SESSION,        "/api/sessions/*")  \
-    ENDPOINT(EXTEND,         "/api/sessions/*/extend") \
-    ENDPOINT(ROTATE,         "/api/sessions/*/rotate") \
-    ENDPOINT(ADMIN_SESSIONS, "/api/admin/sessions") \
+#define ENDPOINTS(ENDPOINT)                                                                                            \
+    ENDPOINT(SESSIONS, "/api/sessions")                                                                                \
+    ENDPOINT(SESSION, "/api/sessions/*")                                                                               \
+    ENDPOINT(EXTEND, "/api/sessions/*/extend")                                                                         \
+    ENDPOINT(ROTATE, "/api/sessions/*/rotate")                                                                         \
+    ENDPOINT(ADMIN_SESSIONS, "/api/admin/sessions")                                                                    \
     ENDPOINT(ADMIN_MESSAGES, "/api/admin/coordination/messages") \
-    ENDPOINT(COORDINATION,   "/api/coordination") \
-    ENDPOINT(HEALTH,         "/api/health")      \
-    ENDPOINT(LIVE,           "/api/health/live") \
-    ENDPOINT(READY,          "/api/health/ready") \
-    ENDPOINT(METRICS,        "/api/metrics")
+    ENDPOINT(COORDINATION, "/api/coordination") \
+    ENDPOINT(HEALTH, "/api/health")                                                                                    \
+    ENDPOINT(LIVE, "/api/health/live")                                                                                 \
+    ENDPOINT(READY, "/api/health/ready")                                                                               \
+    ENDPOINT(METRICS, "/api/metrics")
 
 enum endpoint {
     ENDPOINT_NONE, /* there is nothing at that path */
 #define ENDPOINT(name, path) ENDPOINT_##name,
     ENDPOINTS(ENDPOINT)
 #undef ENDPOINT
-    ENDPOINT_COUNT
+        ENDPOINT_COUNT
 };
 extern const char *const endpoint_paths[]; /* by enum endpoint; "-" for none */
 

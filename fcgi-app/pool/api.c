@@ -12,8 +12,12 @@ bool api_init(struct api *api, const struct config *cfg, struct store *store, st
                          .listen_fd = -1,
                          .life = { .ttl_ms = cfg->session_default_ttl_seconds * 1000,
                                    .absolute_ms = cfg->session_absolute_ttl_seconds * 1000 } };
-    if (sh != NULL && (api->breaker = breaker_open(cfg->run_dir, e)) == NULL) return false; /* without: options are only checked */
-    if (cfg->session_create_per_minute > 0 && sh != NULL) {
+    bool only_check = sh == NULL;
+    if (cfg->redis_url[0] != '\0' && !only_check) {
+        api->breaker = breaker_open(cfg->run_dir, e);
+        if (api->breaker == NULL) return false;
+    }
+    if (cfg->session_create_per_minute > 0 && !only_check) {
         api->creations = limiter_open(cfg->run_dir, "creations-1", cfg->session_create_per_minute, e);
         if (api->creations == NULL) return false;
     }

@@ -21,7 +21,7 @@ struct api {
     struct store *store;
     struct shared *shared;
     struct slot *slot;                                /* this worker's */
-    struct breaker *breaker;                          /* NULL while options are only checked */
+    struct breaker *breaker;                          /* NULL: there is no Redis */
     int listen_fd;                                    /* the pool's; -1 in a worker that leaves */
     struct life_rules life;
     struct coordination *coordination;                /* what the coordinator knows */

@@ -107,13 +107,16 @@ static void tell_dependencies(struct exposition *ex, const struct exchange *x)
     for (enum dependency d = 0; d < DEPENDENCY_COUNT; d++)
         if (api_dependency(x->api, d, now_ms) != CHECK_UNUSED)
             exposition_seconds(ex, labels[d], (uint64_t)atomic_load(&shared_check(x->api->shared, d)->latency_us));
-    exposition_gauge(ex, "hyperpage_breaker_open", "1 while Redis is taken for lost.",
-                     breaker_is_open(x->api->breaker));
-    exposition_gauge(ex, "hyperpage_dirty_sessions", "At most so many sessions of this node wait to go back to Redis.",
-                     (double)breaker_dirty(x->api->breaker));
-    if (!store_uses(x->api->store, STORE_REDIS))
+    if (x->api->breaker != NULL) {
+        exposition_gauge(ex, "hyperpage_breaker_open", "1 while Redis is taken for lost.",
+                         breaker_is_open(x->api->breaker));
+        exposition_gauge(ex, "hyperpage_dirty_sessions",
+                         "At most so many sessions of this node wait to go back to Redis.",
+                         (double)breaker_dirty(x->api->breaker));
+    } else {
         exposition_gauge(ex, "hyperpage_sessions_active", "Live sessions, counted every 10 s.",
                          (double)atomic_load(shared_sessions(x->api->shared)));
+    }
 }
 
 static void tell_use_of_role(struct exposition *ex, const char *name, const char *help, const struct process_use *use,

@@ -29,13 +29,23 @@ enum api_health api_health(const struct api *api, int64_t now_ms)
     return refuge || (redis == CHECK_UP && embedded == CHECK_DOWN) ? API_DEGRADED : API_HEALTHY;
 }
 
+static const char *const states[] = { "unknown", "unused", "up", "down" }; /* by enum check_state */
+
 /* Leaves the document open for more members. */
 static void begin(struct exchange *x, enum api_health health)
 {
     char now[CLOCK_ISO_BYTES];
     clock_iso(clock_wall_ms(), now);
-    x->rs.status = health == API_UNHEALTHY ? 503 : 200;
-    if (health == API_UNHEALTHY) response_header(&x->rs, "Retry-After", "1");
+    x->rs.status = 200;
+    if (health == API_UNHEALTHY) {
+        int64_t now_ms = clock_mono_ms();
+        x->rs.status = 503;
+        response_header(&x->rs, "Retry-After", "1");
+        err_set(&x->error, ERR_UNAVAILABLE, "not ready: redis %s, embedded store %s%s",
+                states[api_dependency(x->api, DEPENDENCY_REDIS, now_ms)],
+                states[api_dependency(x->api, DEPENDENCY_EMBEDDED, now_ms)],
+                atomic_load(&x->api->slot->state) == SLOT_DRAINING ? ", this worker is leaving" : "");
+    }
     buf_printf(&x->rs.body, "{\"status\":\"%s\",\"timestamp\":\"%s\"", words[health], now);
 }
 
@@ -55,7 +65,6 @@ void status_ready(struct exchange *x)
 
 static void tell_dependency(struct exchange *x, const char *name, enum dependency d)
 {
-    static const char *const states[] = { "unknown", "unused", "up", "down" }; /* by enum check_state */
     const struct check *c = shared_check(x->api->shared, d);
     int64_t now_ms = clock_mono_ms();
     enum check_state state = api_dependency(x->api, d, now_ms);

@@ -6,6 +6,7 @@
 
 #include <inttypes.h>
 
+#define FOLD_MS  1000
 #define COUNT_MS 10000 /* how often sessions are counted: that reads an index from end to end */
 
 static const struct {
@@ -66,8 +67,12 @@ void checks_run(struct checks *c)
         look_at(c, d);
         c->due_ms[d] = clock_mono_ms() + dependencies[d].every_ms;
     }
-    if (clock_mono_ms() < c->count_due_ms) return;
-    count_sessions(c);
-    totals_fold(c->shared);
-    c->count_due_ms = clock_mono_ms() + COUNT_MS;
+    if (clock_mono_ms() >= c->count_due_ms) {
+        count_sessions(c);
+        c->count_due_ms = clock_mono_ms() + COUNT_MS;
+    }
+    if (clock_mono_ms() >= c->fold_due_ms) {
+        totals_fold(c->shared);
+        c->fold_due_ms = clock_mono_ms() + FOLD_MS;
+    }
 }

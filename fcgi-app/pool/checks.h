@@ -10,7 +10,7 @@ struct checks {
     struct shared *shared;
     struct store *store;
     int64_t timeout_ms; /* of one look */
-    int64_t due_ms[DEPENDENCY_COUNT], count_due_ms;
+    int64_t due_ms[DEPENDENCY_COUNT], count_due_ms, fold_due_ms;
 };
 
 /* Does what is due; in a task it parks. Changes are logged. */

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -345,6 +346,15 @@ def edited_tree(folder, **edits):
             text = text.replace(old, new)
         path.write_text(text)
     return tree
+
+
+def metric(place, name, **labels):
+    """The sum of hyperpage_NAME over all series whose labels match, each as a regular expression."""
+    text = place.ask("GET", "/api/metrics").body.decode()
+    found = [(dict(re.findall(r'(\w+)="([^"]*)"', line)), float(value))
+             for line, value in re.findall(rf"^hyperpage_{name}(\{{.*\}}|) (\S+)$", text, re.M)]
+    assert found or labels, f"there is no hyperpage_{name}"
+    return sum(value for have, value in found if all(re.fullmatch(v, have.get(k, "")) for k, v in labels.items()))
 
 
 class Reply:

@@ -4,12 +4,11 @@ over 8 workers and both stores."""
 import contextlib
 import json
 import random
-import re
 
 import pytest
 
 import fcgi
-from servers import Pool, Redis
+from servers import Pool, Redis, metric
 
 WORKERS = 8
 PATCHES = 200
@@ -24,11 +23,6 @@ def pool(request, folder, servers):
 
 def create(pool):
     return json.loads(pool.ask("GET", "/api/sessions").body)["sessionId"]
-
-
-def metric(pool, name):
-    text = pool.ask("GET", "/api/metrics").body.decode()
-    return int(re.search(rf"^hyperpage_{name} (\d+)$", text, re.M).group(1))
 
 
 @pytest.mark.parametrize("media_type", ["application/json", "application/merge-patch+json"])

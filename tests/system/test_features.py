@@ -15,7 +15,7 @@ import urllib.parse
 import pytest
 
 import fcgi
-from servers import BUILD, Pool, Redis, name_of, wait_until
+from servers import BUILD, Pool, Redis, metric, name_of, wait_until
 from test_contract import BAD_ID, DAY_S, NOT_FOUND, TIME, UUID, Place, code_of, said
 
 SERVICE = {"Authorization": "Bearer service-token"}
@@ -64,11 +64,6 @@ def rotate(place, session_id, key=None, updates=None, **headers):
     headers = {**headers, **({"Idempotency-Key": key} if key else {})}
     body = {"updates": updates} if updates is not None else b""
     return place.ask("POST", f"/api/sessions/{session_id}/rotate", body, headers=headers)
-
-
-def metric(place, name):
-    text = place.ask("GET", "/api/metrics").body.decode()
-    return int(re.search(rf"^hyperpage_{name} (\d+)$", text, re.M).group(1))
 
 
 def events(place):

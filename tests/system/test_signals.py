@@ -19,7 +19,7 @@ import pytest
 
 import fcgi
 from load import Load, failures
-from servers import BUILD, KEEPERS, Front, Pool, Redis, Server, alive, edited_tree, wait_until
+from servers import BUILD, KEEPERS, Front, Pool, Redis, Server, alive, edited_tree, metric, wait_until
 
 LONG = os.environ.get("HYPERPAGE_LONG") == "1"
 RELOADS = 20
@@ -123,7 +123,7 @@ def assert_same(pool, before):
 
 def answered(pool):
     """Requests that the pool has answered."""
-    return int(re.search(r"^hyperpage_requests_total (\d+)$", pool.ask("GET", "/api/metrics").body.decode(), re.M).group(1))
+    return metric(pool, "requests_total")
 
 
 def let_it_work(pool, requests=300):

@@ -1,0 +1,128 @@
+"""/api/health, /ready and /live: true about what the pool depends on, and quick also while that hangs."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from servers import Pool, Redis, children, name_of, wait_until
+
+READY = ["/api/health/ready", "/api/sessions?check=ready"]
+
+
+def health(pool):
+    answer = pool.ask("GET", "/api/health")
+    assert answer.headers["Content-Type"] == "application/json; charset=utf-8"
+    return answer.status, json.loads(answer.body)
+
+
+def ready(pool):
+    answers = [pool.ask("GET", uri) for uri in READY]
+    assert len({answer.status for answer in answers}) == 1
+    return answers[0].status, json.loads(answers[0].body)["status"]
+
+
+def keeper(pool):
+    return next((p for p in children(pool.pid) if name_of(p) == "fcgi-keeper"), None)
+
+
+def becomes(pool, status, word, within_s=2):
+    wait_until(lambda: ready(pool) == (status, word), f"{status} {word}", within_s)
+
+
+@pytest.mark.parametrize("store", ["embedded", "redis"])
+def test_the_members(folder, servers, store):
+    url = servers.enter_context(Redis(folder)).url if store == "redis" else ""
+    pool = servers.enter_context(Pool(folder, REDIS_URL=url, NODE_ENV="staging \"x\""))
+    becomes(pool, 200, "healthy")
+    wait_until(lambda: health(pool)[1]["workers"]["total"] == 2, "both workers are there")
+    status, body = health(pool)
+    assert (status, body["status"], body["environment"], body["store"]) == (200, "healthy", 'staging "x"', store)
+    assert body["timestamp"].endswith("Z")
+    assert {"hits", "misses", "hitRate", "size"} <= body["cache"].keys()
+    assert body["rateLimits"] == {"overallHealth": "normal", "enabledPlatforms": 0, "averageUsagePercent": None, "platforms": {}}
+    assert body["database"] == body["coordinator"] == {"status": "unknown"}
+    used = ["redis", "embedded"] if store == "redis" else ["embedded"]
+    for name in used:
+        assert body[name]["status"] == "up"
+        assert 0 <= body[name]["ageMs"] <= 2000 and 0 < body[name]["latencyMs"] < 1000
+    if store == "embedded":
+        assert body["redis"] == {"status": "unused"}
+    assert pool.ask("HEAD", "/api/health").status == 200
+
+
+def test_the_cache_is_told_of(folder, servers):
+    pool = servers.enter_context(Pool(folder, REDIS_URL=servers.enter_context(Redis(folder)).url))
+    made = [json.loads(pool.ask("GET", "/api/sessions").body)["sessionId"] for _ in range(3)]
+    assert len(made) == health(pool)[1]["cache"]["size"] == 3
+
+
+@pytest.mark.parametrize("refuge", [True, False])
+def test_redis_hangs(folder, servers, refuge):
+    """Known within a second, and no answer ever waits for it."""
+    redis = servers.enter_context(Redis(folder))
+    pool = servers.enter_context(Pool(folder, REDIS_URL=redis.url, SESSION_FALLBACK_TO_MEMORY=str(refuge).lower()))
+    becomes(pool, 200, "healthy")
+    redis.pause()
+    slowest = 0
+    end = time.monotonic() + 1.5
+    with pool.connect() as client:
+        while time.monotonic() < end:
+            for uri in READY + ["/api/health", "/api/health/live"]:
+                began = time.monotonic()
+                client.request("GET", uri, keep_conn=True)
+                slowest = max(slowest, time.monotonic() - began)
+    print(f"slowest answer while Redis hung: {slowest * 1000:.1f} ms")
+    assert slowest < 0.1, "an answer waited for Redis (REDIS_TIMEOUT_MS is 200)"
+    assert ready(pool) == ((200, "degraded") if refuge else (503, "unhealthy"))
+    status, body = health(pool)
+    assert body["redis"]["status"] == "down" and body["redis"]["sinceMs"] >= 0
+    assert status == (200 if refuge else 503)
+    assert pool.ask("GET", "/api/health/live").status == 200
+    redis.resume()
+    becomes(pool, 200, "healthy")
+    assert health(pool)[1]["redis"]["status"] == "up"
+
+
+def test_changes_are_logged_once(folder, servers):
+    redis = servers.enter_context(Redis(folder))
+    pool = servers.enter_context(Pool(folder, REDIS_URL=redis.url))
+    becomes(pool, 200, "healthy")
+    redis.pause()
+    becomes(pool, 200, "degraded")
+    time.sleep(1.2)  # two looks more
+    redis.resume()
+    wait_until(lambda: "redis answers again" in pool.log(), "its return is logged")
+    assert pool.log().count("redis does not answer: error=") == 1
+
+
+def test_a_keeper_that_stands_still_vouches_for_nothing(pool):
+    becomes(pool, 200, "healthy")
+    os.kill(keeper(pool), signal.SIGSTOP)
+    try:
+        wait_until(lambda: ready(pool) == (503, "unhealthy"), "what it saw last is worth nothing any more", 8)
+        assert health(pool)[1]["embedded"] == {"status": "unknown"}
+        assert pool.ask("GET", "/api/health/live").status == 200
+    finally:
+        os.kill(keeper(pool), signal.SIGCONT)
+    becomes(pool, 200, "healthy")
+
+
+def test_a_keeper_that_dies_is_not_missed(pool):
+    becomes(pool, 200, "healthy")
+    os.kill(keeper(pool), signal.SIGKILL)
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        assert ready(pool) == (200, "healthy")
+
+
+def test_a_worker_without_a_master_looks_itself(folder, servers):
+    redis = servers.enter_context(Redis(folder))
+    pool = servers.enter_context(Pool(folder, WORKERS=0, REDIS_URL=redis.url))
+    becomes(pool, 200, "healthy")
+    redis.pause()
+    becomes(pool, 200, "degraded")
+    redis.resume()
+    becomes(pool, 200, "healthy")
