@@ -387,7 +387,9 @@ static void on_new_master(struct ev_loop *loop, ev_io *w, int events)
     bool serves = read(w->fd, &what, 1) == 1 && what == WORKER_READY;
     ev_io_stop(loop, w);
     close(w->fd);
-    if (serves && m.new_master > 0) stop(STOPPING_REPLACED);
+    if (!serves || m.new_master == 0) return;
+    m.new_master = 0; /* it is nobody's to give up any more, however long we drain */
+    stop(STOPPING_REPLACED);
 }
 
 static void exec_new_binary(int say_fd)
