@@ -138,6 +138,13 @@ void totals_read(struct shared *sh, uint64_t totals[METRICS_COUNTERS])
     } while (atomic_load(&shared_head(sh)->folded) != folded);
 }
 
+uint64_t totals_requests(const uint64_t *totals)
+{
+    uint64_t n = 0;
+    for (size_t i = METRICS_REQUESTS_AT; i < METRICS_DURATIONS_AT; i++) n += totals[i];
+    return n;
+}
+
 /* Nobody has it open, and nobody can open it before we are done. */
 static bool past_is_ours_alone(const struct past *p)
 {

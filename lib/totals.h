@@ -9,6 +9,8 @@
  * in RUN_DIR, by the counters' names. What this build has no name for is passed over. */
 void totals_read(struct shared *sh, uint64_t totals[METRICS_COUNTERS]);
 
+uint64_t totals_requests(const uint64_t *totals); /* answered, of any kind */
+
 /* Takes over what stands in files that nobody has open any more, and removes them. For the one process of the node that
  * keeps house, now and then; a kill at any moment neither loses a number nor adds it twice. */
 void totals_fold(struct shared *sh);

@@ -97,6 +97,7 @@ static void on_tick(struct ev_loop *ev, ev_timer *w, int events)
     struct loop *l = w->data;
     int64_t now_ms = clock_mono_ms(), late_ms = now_ms - l->tick_at_ms;
     metrics_add(METRIC_coordinator_ticks_total, 1);
+    metrics_cpu(METRIC_cpu_coordinator);
     if (late_ms > LATE_MS) metrics_add(METRIC_coordinator_ticks_late_total, 1);
     coordination_beat(l->co->coordination, now_ms, late_ms > 0 ? late_ms : 0);
     l->tick_at_ms = now_ms + TICK_MS;
@@ -161,7 +162,7 @@ static bool open_all(struct coordinator *co, struct err *e)
     if ((co->pollset = pollset_new(e)) == NULL) return false;
     if ((co->shared = shared_open(cfg->run_dir, e)) == NULL) return false;
     if ((co->slot = shared_claim(co->shared, SLOT_COORDINATOR, e)) == NULL) return false;
-    metrics_use(co->slot);
+    metrics_use(co->slot->counter);
     if ((co->coordination = coordination_open(cfg->run_dir, e)) == NULL) return false;
     coordination_begin(co->coordination);
     if (!alone && (co->redis = open_redis(co, e)) == NULL) return false;

@@ -111,9 +111,9 @@ static struct letter *take_letter(struct inbox *ib, struct queue *q)
 /* What is dropped may have been one that we must not miss. */
 static void drop_one(struct inbox *ib, enum message_priority p)
 {
-    static const enum metric dropped[] = { METRIC_coordination_messages_dropped_low_total,
-                                           METRIC_coordination_messages_dropped_normal_total,
-                                           METRIC_coordination_messages_dropped_high_total };
+    static const enum metric dropped[] = { METRIC_coordination_messages_dropped_low,
+                                           METRIC_coordination_messages_dropped_normal,
+                                           METRIC_coordination_messages_dropped_high };
     metrics_add(dropped[p], 1);
     note_missed(ib);
 }

@@ -5,6 +5,7 @@
 #include "mem.h"
 #include "metrics.h"
 #include "redis_keys.h"
+#include "totals.h"
 
 #include <stdio.h>
 #include <unistd.h>
@@ -48,14 +49,16 @@ static bool write_heartbeat(struct coordinator *co, int64_t deadline_ms, struct 
     char key[256], host[65] = "";
     struct number life;
     struct buf value = BUF_INIT(1024);
+    uint64_t *totals = mem_alloc(METRICS_COUNTERS * sizeof *totals); /* too much for a task's stack */
     gethostname(host, sizeof host - 1);
+    totals_read(co->shared, totals);
     buf_printf(&value, "{\"podId\":\"%s\",\"timestamp\":%" PRId64 ",\"host\":", co->pod, clock_wall_ms());
     buf_json_string(&value, bytes_of(host));
     buf_printf(&value,
                ",\"version\":\"" HYPERPAGE_VERSION "\",\"workers\":%d,\"requestsServed\":%" PRIu64
                ",\"sessionsCreated\":%" PRIu64 "}",
-               count_workers(co), metrics_sum(co->shared, METRIC_requests_total),
-               metrics_sum(co->shared, METRIC_sessions_created_total));
+               count_workers(co), totals_requests(totals), totals[METRIC_sessions_created_total]);
+    free(totals);
     struct bytes k = heartbeat_key(co, key);
     redisReply *r = redis_call(co->redis, k, 5,
                                (struct bytes[]){ BYTES_LITERAL("SET"), k, buf_bytes(&value), BYTES_LITERAL("PX"),

@@ -144,7 +144,8 @@ static void tell_processes(struct exposition *ex, const struct exchange *x, cons
     }
     getrlimit(RLIMIT_NOFILE, &files);
     exposition_family(ex, "process_cpu_seconds_total", "counter", "Processor time used by all processes of the pool.");
-    exposition_seconds(ex, "", totals[METRIC_cpu_master] + totals[METRIC_cpu_worker] + totals[METRIC_cpu_keeper]);
+    exposition_seconds(ex, "", totals[METRIC_cpu_master] + totals[METRIC_cpu_worker] + totals[METRIC_cpu_keeper] +
+                              totals[METRIC_cpu_coordinator]);
     exposition_gauge(ex, "process_resident_memory_bytes", "Memory of all processes; what they share counts for each.",
                      (double)all.resident_bytes);
     exposition_gauge(ex, "process_virtual_memory_bytes", "Address space of all processes.", (double)all.virtual_bytes);

@@ -7,7 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-const char *const process_roles[] = { "unused", "master", "worker", "keeper" };
+const char *const process_roles[] = { "unused", "master", "worker", "keeper", "coordinator" };
 
 static bool is_alive(struct shared *sh, const struct slot *own, size_t i)
 {

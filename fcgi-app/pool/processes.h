@@ -4,7 +4,7 @@
 
 #include "shared.h"
 
-#define PROCESS_ROLES (SLOT_KEEPER + 1)
+#define PROCESS_ROLES (SLOT_COORDINATOR + 1)
 
 struct process_use {
     uint64_t processes, resident_bytes, virtual_bytes, open_fds;
