@@ -1,0 +1,67 @@
+"""What a log line holds, as docs/logs.md says."""
+
+import json
+import re
+
+import pytest
+
+from servers import REPO, Pool, Redis, wait_until
+
+
+def lines(pool, message):
+    found = [json.loads(line) for line in pool.log().splitlines()]
+    return [line for line in found if line["message"] == message]
+
+
+def documented():
+    text = (REPO / "docs/logs.md").read_text()
+    return {name for row in re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text, re.M) for name in re.findall(r"`(\w+)`", row)}
+
+
+def test_a_request_gets_a_line_where_that_is_asked_for(folder):
+    with Pool(folder, LOG_FORMAT="json", LOG_REQUESTS="true") as pool:
+        session_id = json.loads(pool.ask("GET", "/api/sessions").body)["sessionId"]
+        answer = pool.ask("GET", f"/api/sessions/{session_id}", headers={"X-Request-Id": "rid-1"})
+        (line,) = [line for line in lines(pool, "request") if line["request"] == "rid-1"]
+        assert (line["level"], line["role"], line["method"], line["route"]) == ("info", "worker", "GET", "/api/sessions/*")
+        assert (line["status"], line["bytes"], line["store"]) == (200, len(answer.body), "embedded")
+        assert 0 < line["duration_us"] < 5_000_000
+        before = len(lines(pool, "request"))
+        pool.ask("GET", "/nowhere")
+        assert len(lines(pool, "request")) == before + 1
+        assert lines(pool, "request")[-1]["route"] == "-"
+        assert session_id not in pool.log()
+
+
+def test_else_it_gets_none(pool):
+    pool.ask("GET", "/api/sessions")
+    pool.ask("GET", "/api/sessions/none")
+    assert "request" not in pool.log()
+
+
+@pytest.mark.parametrize("slow_ms, logged", [(50, True), (60000, False)])
+def test_a_slow_request_gets_a_line(folder, servers, slow_ms, logged):
+    redis = servers.enter_context(Redis(folder))
+    pool = servers.enter_context(Pool(folder, LOG_FORMAT="json", LOG_SLOW_MS=slow_ms, REDIS_URL=redis.url, REDIS_TIMEOUT_MS=5000))
+    with pool.connect() as client:
+        redis.call("CLIENT", "PAUSE", 200, "ALL")
+        assert client.request("GET", "/api/sessions").status == 200
+    assert len(lines(pool, "slow request")) == logged
+    if logged:
+        line = lines(pool, "slow request")[0]
+        assert line["duration_ms"] >= 50 and line["status"] == 200 and line["phase"] == "redis"
+
+
+def test_every_member_is_documented(folder, servers):
+    """Through an outage, a restart of a worker and requests of all kinds."""
+    redis = servers.enter_context(Redis(folder))
+    pool = servers.enter_context(Pool(folder, LOG_FORMAT="json", LOG_REQUESTS="true", LOG_SLOW_MS=1, REDIS_URL=redis.url))
+    redis.pause()
+    wait_until(lambda: lines(pool, "redis does not answer"), "the outage is logged")
+    pool.ask("GET", "/api/sessions/some")
+    redis.resume()
+    wait_until(lambda: lines(pool, "redis answers again"), "its end is logged")
+    pool.ask("GET", "/api/sessions")
+    assert pool.stop() == 0
+    seen = {name for line in pool.log().splitlines() for name in json.loads(line)}
+    assert seen <= documented(), seen - documented()
