@@ -62,6 +62,9 @@ static void count_sessions(struct checks *c)
 
 void checks_run(struct checks *c)
 {
+    bool away = store_redis_is_away(c->store);
+    if (away != c->redis_was_away) c->due_ms[DEPENDENCY_REDIS] = 0; /* others know more than our last look */
+    c->redis_was_away = away;
     for (enum dependency d = 0; d < DEPENDENCY_COUNT; d++) {
         if (clock_mono_ms() < c->due_ms[d]) continue;
         look_at(c, d);

@@ -10,6 +10,7 @@ struct checks {
     struct shared *shared;
     struct store *store;
     int64_t timeout_ms; /* of one look */
+    bool redis_was_away;
     int64_t due_ms[DEPENDENCY_COUNT], count_due_ms, fold_due_ms;
 };
 

@@ -130,7 +130,6 @@ int keeper_run(const struct config *cfg, int life_fd, int report_fd)
     if (ok) {
         struct checks checks = { .shared = sh, .store = st, .timeout_ms = cfg->request_timeout_ms };
         metrics_use(slot->counter);
-        checks_run(&checks); /* before anybody may ask */
         atomic_store(&slot->state, SLOT_SERVING);
         ssize_t n = write(report_fd, &(char){ WORKER_READY }, 1);
         (void)n;

@@ -174,7 +174,7 @@ def assert_back(pool, session_id):
     print(f"back {time.monotonic() - started:.3f} s after Redis")
     for name, make in OPERATIONS.items():
         assert pool.ask(*make(session_id)).status == 200, name
-    assert pool.ask("GET", "/api/health/ready").status == 200
+    wait_until(lambda: pool.ask("GET", "/api/health/ready").status == 200, "it says that it is ready", 1)
 
 
 class KeptRedis(Redis):

@@ -207,7 +207,8 @@ static void what_the_node_knows_goes_on_while_redis_is_away(void **state)
     must(update("b", "{}"));
     assert_false(res.found);
     assert_unknown("never seen");
-    must(store_ready(store, soon(), &err));
+    assert_false(store_check(store, STORE_REDIS, soon(), &err));
+    must(store_check(store, STORE_EMBEDDED, soon(), &err));
 
     redis_goes_on();
     all_is_back();
@@ -342,7 +343,8 @@ static void without_a_refuge_nothing_is_answered_until_redis_is_back(void **stat
     assert_unknown("a");
     assert_false(store_create(store, "b", BYTES_LITERAL("{}"), TERMS, soon(), &res, &err));
     assert_int_equal(err.kind, ERR_UNAVAILABLE);
-    assert_false(store_ready(store, soon(), &err));
+    assert_false(store_uses(store, STORE_EMBEDDED));
+    assert_false(store_check(store, STORE_REDIS, soon(), &err));
     assert_false(store_in_refuge(store));
     redis_goes_on();
     int64_t give_up_ms = soon();
@@ -351,7 +353,7 @@ static void without_a_refuge_nothing_is_answered_until_redis_is_back(void **stat
         assert_true(clock_mono_ms() < give_up_ms);
         keep_house();
     }
-    must(store_ready(store, soon(), &err));
+    must(store_check(store, STORE_REDIS, soon(), &err));
 }
 
 /* Redis without its data: what was changed in the outage is restored, what was not is gone. */
