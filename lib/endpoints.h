@@ -18,8 +18,8 @@ enum http_method http_method_of(struct bytes name);
     ENDPOINT(EXTEND, "/api/sessions/*/extend")                                                                         \
     ENDPOINT(ROTATE, "/api/sessions/*/rotate")                                                                         \
     ENDPOINT(ADMIN_SESSIONS, "/api/admin/sessions")                                                                    \
-    ENDPOINT(ADMIN_MESSAGES, "/api/admin/coordination/messages") \
-    ENDPOINT(COORDINATION, "/api/coordination") \
+    ENDPOINT(ADMIN_MESSAGES, "/api/admin/coordination/messages")                                                       \
+    ENDPOINT(COORDINATION, "/api/coordination")                                                                        \
     ENDPOINT(HEALTH, "/api/health")                                                                                    \
     ENDPOINT(LIVE, "/api/health/live")                                                                                 \
     ENDPOINT(READY, "/api/health/ready")                                                                               \

@@ -251,10 +251,10 @@ static void refuse_length(struct connection *c, const struct record_request *rq,
     response_head(&rs, &text);
     buf_add(&text, buf_bytes(&rs.body));
     record_answer(rq->id, buf_bytes(&text), &answer);
+    metrics_request(http_method_of(record_param(rq->params, "REQUEST_METHOD")), ENDPOINT_NONE, status, 0);
     ssize_t n = send(c->watch.fd, answer.data, answer.len, MSG_NOSIGNAL | MSG_DONTWAIT);
     (void)n; /* a peer that does not take a first answer gets none */
     shutdown(c->watch.fd, SHUT_WR);
-    metrics_request(http_method_of(record_param(rq->params, "REQUEST_METHOD")), ENDPOINT_NONE, status, 0);
     response_done(&rs);
     buf_done(&text);
     buf_done(&answer);

