@@ -140,14 +140,14 @@ static bool load(struct load *ld, struct err *e)
 {
     struct coordinator *co = ld->co;
     const struct config *cfg = co->config;
-    struct redis_options o = { .url = co->url,
-                               .sentinel_password = cfg->redis_sentinel_password,
-                               .timeout_ms = cfg->redis_timeout_ms,
-                               .client_name = "hyperpage-coordinator",
-                               .pollset = co->pollset };
-    struct session_cache *copies = session_cache_open(cfg->run_dir, cfg->session_cache_bytes, e);
+    struct store_redis_options o = { .connection = { .url = co->url,
+                                                     .sentinel_password = cfg->redis_sentinel_password,
+                                                     .timeout_ms = cfg->redis_timeout_ms,
+                                                     .client_name = "hyperpage-coordinator",
+                                                     .pollset = co->pollset } };
+    struct session_cache *copies = o.copies = session_cache_open(cfg->run_dir, cfg->session_cache_bytes, e);
     if (copies == NULL) return false;
-    struct store_redis *sr = co->warming = store_redis_open(&o, 0, copies);
+    struct store_redis *sr = co->warming = store_redis_open(&o);
     log_info("session cache warmed up: sessions=%" PRId64, load_all(ld, sr, e));
     co->warming = NULL;
     store_redis_ops.close(sr);
