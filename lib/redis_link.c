@@ -21,7 +21,7 @@
 #define READ_BYTES        (64 * 1024)
 #define KEPT_BYTES        (256 * 1024)
 #define FIRST_PAUSE_MS    20
-#define LONGEST_PAUSE_MS  500
+#define LONGEST_PAUSE_MS  200
 #define LOOKUP_STEP_MS    5
 #define WAIT_LATE_MS      100 /* Redis looks ten times a second whether the time of a WAIT is over */
 
@@ -32,6 +32,7 @@ struct call {
     struct task *task;
     redisReply *reply;
     bool done;          /* answered (reply) or failed (no reply) */
+    bool silent;        /* failed because another call of the connection was not answered in time */
     bool to_confirm;    /* answered is not done: WAIT must answer too */
     long long replicas; /* that have confirmed it */
     struct call *next;  /* among the answered that wait for WAIT */
@@ -70,6 +71,7 @@ struct redis_link {
     struct lookup lookup; /* a name is looked up again after a failed connect; a later attempt uses the outcome */
     int64_t connect_by_ms, retry_at_ms, pause_ms, down_since_ms;
     struct err down; /* why it is down */
+    bool silent;     /* it is being dropped because an answer did not come */
 };
 
 static void link_ready(struct watch *w, uint32_t events);
@@ -149,16 +151,22 @@ static void confirmed(struct redis_link *l, redisReply *reply)
 }
 
 /* All who wait learn that no reply comes any more. */
+static void fail_call(struct redis_link *l, struct call *call)
+{
+    call->silent = l->silent;
+    finish(call, NULL);
+}
+
 static void fail_calls(struct redis_link *l)
 {
     while (l->expected_count > 0) {
         struct call *call = next_expected(l).call;
-        if (call != NULL) finish(call, NULL);
+        if (call != NULL) fail_call(l, call);
     }
     for (struct call *call; (call = l->unconfirmed) != NULL;) {
         l->unconfirmed = call->next;
         freeReplyObject(call->reply);
-        finish(call, NULL);
+        fail_call(l, call);
     }
     l->wait_owed = l->wait_sent = false;
 }
@@ -521,7 +529,9 @@ static bool wait_until_done(struct redis_link *l, struct call *call, int64_t dea
         if (now_ms >= answer_by_ms) {
             metrics_add(METRIC_redis_timeouts, 1);
             abandon(l, call);
+            l->silent = true; /* who waits behind must not try again and wait as long */
             link_drop(l, "no answer in time");
+            l->silent = false;
             return err_set_away(e, "redis did not answer within %lld ms (%s)", (long long)l->o.timeout_ms, l->name);
         }
         if (now_ms >= deadline_ms) {
@@ -539,7 +549,7 @@ static bool wait_until_done(struct redis_link *l, struct call *call, int64_t dea
 /* The reply of a call that is done, if it is one to go by. */
 static redisReply *take_reply(struct redis_link *l, const struct call *call, enum redis_fate *fate, struct err *e)
 {
-    *fate = call->reply == NULL ? REDIS_BROKEN : REDIS_ANSWERED;
+    *fate = call->reply != NULL ? REDIS_ANSWERED : call->silent ? REDIS_SILENT : REDIS_BROKEN;
     if (call->reply == NULL) *e = l->down;
     if (call->reply == NULL || call->reply->type == REDIS_REPLY_ERROR) return call->reply;
     if (!call->to_confirm || call->replicas >= l->o.wait_replicas) return call->reply;

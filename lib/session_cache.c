@@ -596,7 +596,8 @@ static bool establish(struct session_cache *c, struct err *e)
 void session_cache_tend(struct session_cache *c)
 {
     struct err e = { 0 };
-    follow(c, atomic_load(&c->control->current));
+    uint32_t current = atomic_load(&c->control->current);
+    if (current != c->number) follow(c, current);
     if (c->table != NULL || c->bytes == 0) return;
     if (!lock_bytes(c->fd, F_OFD_SETLKW, F_WRLCK, CREATION_LOCK, 1)) return;
     bool ok = establish(c, &e);
@@ -789,15 +790,15 @@ void session_cache_put(struct session_cache *c, const char *id, struct bytes doc
     set_leave(sn.set);
 }
 
-/* The session has changed: `doc`, if it is not NULL and nobody came between, is what it is now. */
-static void note_change(struct session_cache *c, const char *id, const struct bytes *doc, int64_t expires_at_ms,
+/* The session has changed: `doc`, if it is not NULL and nobody came between, is what it is now; then true. */
+static bool note_change(struct session_cache *c, const char *id, const struct bytes *doc, int64_t expires_at_ms,
                         uint64_t epoch)
 {
     struct session sn;
-    if (!locate(c, id, &sn)) return;
+    if (!locate(c, id, &sn)) return true; /* nobody keeps anything */
     if (!set_take(c, sn.set)) {
         bucket_kill(&sn.set->tide[sn.hash % BUCKETS]);
-        return;
+        return false;
     }
     bool latest = set_raise(c, sn.set, sn.hash, epoch);
     struct entry *en = entry_find(sn.set, sn.hash);
@@ -806,12 +807,13 @@ static void note_change(struct session_cache *c, const char *id, const struct by
     else if (en != NULL)
         set_remove(c, sn.set, en);
     set_leave(sn.set);
+    return latest;
 }
 
-void session_cache_note_write(struct session_cache *c, const char *id, struct bytes doc, int64_t expires_at_ms,
+bool session_cache_note_write(struct session_cache *c, const char *id, struct bytes doc, int64_t expires_at_ms,
                               uint64_t epoch)
 {
-    note_change(c, id, &doc, expires_at_ms, epoch);
+    return note_change(c, id, &doc, expires_at_ms, epoch);
 }
 
 void session_cache_drop(struct session_cache *c, const char *id)

@@ -56,8 +56,8 @@ void session_cache_put(struct session_cache *c, const char *id, struct bytes doc
                        uint64_t epoch);
 
 /* `doc` has been written to Redis. If others have written since `epoch`, nobody here knows what came last: then there
- * is no copy until the next fill. */
-void session_cache_note_write(struct session_cache *c, const char *id, struct bytes doc, int64_t expires_at_ms,
+ * is no copy until the next fill, and the answer is false. */
+bool session_cache_note_write(struct session_cache *c, const char *id, struct bytes doc, int64_t expires_at_ms,
                               uint64_t epoch);
 
 /* The session is gone, or has become what nobody here knows. */

@@ -16,6 +16,8 @@
 
 #define MOST_DOCUMENT_BYTES (16 * 1024 * 1024)
 #define EDITED_BUCKETS 64
+#define MOST_REFILLS   8
+#define REFILL_MS      1000
 #define COPY_FRESH_MS  250 /* a copy that was confirmed so lately is not written again */
 #define TELL_MS 2000 /* how long the index and the stream are tried after an answer */
 
@@ -107,6 +109,7 @@ struct store_redis {
     struct edited *edited[EDITED_BUCKETS];
     struct store_redis_options o;
     struct buf copy; /* scratch, not across a park */
+    int refills;     /* under way */
 };
 
 /* When a life that Redis names ends; 0: not known. */
@@ -156,8 +159,10 @@ static bool believe_copy(struct store_redis *sr, const char *id, int64_t roll_ms
     return good;
 }
 
-/* Redis holds `doc`. An end that is not known (0) is the copy's, if that still says the same; else there is no copy: in
- * an outage nobody could tell when it ends. */
+static void refill(struct store_redis *sr, const char *id);
+
+/* Redis holds `doc`. An end that is not known (0) is the copy's, if that still says the same; else there is no copy until
+ * somebody has asked: in an outage nobody could tell when it ends. */
 static void keep_read(struct store_redis *sr, const char *id, const struct before *before, struct bytes doc,
                       int64_t expires_at_ms)
 {
@@ -169,14 +174,18 @@ static void keep_read(struct store_redis *sr, const char *id, const struct befor
         if (same && copy.proven && clock_mono_ms() - copy.filled_ms < COPY_FRESH_MS) return;
         expires_at_ms = same ? copy.expires_at_ms : 0;
     }
-    if (expires_at_ms != 0) session_cache_put(sr->o.copies, id, doc, expires_at_ms, before->epoch);
-    else session_cache_drop(sr->o.copies, id);
+    if (expires_at_ms != 0) {
+        session_cache_put(sr->o.copies, id, doc, expires_at_ms, before->epoch);
+    } else {
+        session_cache_drop(sr->o.copies, id);
+        refill(sr, id);
+    }
 }
 
 static void keep_written(struct store_redis *sr, const char *id, uint64_t epoch, struct bytes doc,
                          int64_t expires_at_ms)
 {
-    if (sr->o.copies != NULL) session_cache_note_write(sr->o.copies, id, doc, expires_at_ms, epoch);
+    if (sr->o.copies != NULL && !session_cache_note_write(sr->o.copies, id, doc, expires_at_ms, epoch)) refill(sr, id);
 }
 
 static void forget_copy(struct store_redis *sr, const char *id)
@@ -214,6 +223,39 @@ static bool read_with_life(struct store_redis *sr, const char *id, int64_t roll_
     reply->element[0] = NULL;
     freeReplyObject(reply);
     return take_value(value, doc, &res->found, e);
+}
+
+/* Of two writes at once nobody knows which was the later one, so neither is kept. The session is read anew, since it is
+ * a busy one: an outage that comes just now must not find the node without it. */
+struct refill {
+    struct store_redis *sr;
+    char id[IDS_TEXT_BYTES];
+};
+
+static void run_refill(void *arg)
+{
+    struct refill *r = arg;
+    struct store_redis *sr = r->sr;
+    struct before before = look_before(sr, r->id);
+    struct buf doc = BUF_INIT(MOST_DOCUMENT_BYTES);
+    struct store_result res = { 0 };
+    struct err e;
+    if (!before.known && read_with_life(sr, r->id, 0, clock_mono_ms() + REFILL_MS, &doc, &res, &e) && res.found)
+        keep_read(sr, r->id, &before, buf_bytes(&doc), res.expires_at_ms);
+    buf_done(&doc);
+    sr->refills--;
+    free(r);
+}
+
+/* In a task of its own: nobody waits for it. */
+static void refill(struct store_redis *sr, const char *id)
+{
+    if (task_current() == NULL || sr->refills == MOST_REFILLS) return;
+    struct refill *r = mem_alloc(sizeof *r);
+    r->sr = sr;
+    snprintf(r->id, sizeof r->id, "%s", id);
+    sr->refills++;
+    task_start(run_refill, r);
 }
 
 static bool read_plainly(struct store_redis *sr, const char *id, int64_t deadline_ms, struct buf *doc,
