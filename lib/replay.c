@@ -5,6 +5,7 @@
 #include "mem.h"
 #include "metrics.h"
 #include "session_merge.h"
+#include "task.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -353,6 +354,49 @@ bool replay_one(struct replay *rp, const char *id, int64_t deadline_ms, struct e
     return ok;
 }
 
+/* Rows on their way, each in a task: their sessions differ, so their order does not matter, and Redis gets all in one
+ * piece. */
+struct bringing {
+    struct replay *rp;
+    int64_t deadline_ms;
+    struct task *waits;
+    size_t left;
+    bool ok;
+    struct err *e; /* of the first failure */
+};
+
+struct carrier {
+    struct bringing *all;
+    struct refuge_row *row;
+};
+
+static void run_carrier(void *arg)
+{
+    struct carrier *c = arg;
+    struct bringing *all = c->all;
+    struct err e = { .kind = ERR_NONE };
+    if (!bring(all->rp, c->row, all->deadline_ms, &e) && all->ok) {
+        all->ok = false;
+        *all->e = e;
+    }
+    if (--all->left == 0) task_wake(all->waits);
+}
+
+/* True if Redis has answered for each row. */
+static bool bring_all(struct replay *rp, struct refuge_row *rows, size_t count, int64_t deadline_ms, struct err *e)
+{
+    struct carrier carrier[REPLAY_MOST];
+    struct bringing all = { rp, deadline_ms, task_current(), count, true, e };
+    for (size_t i = 0; i < count && all.waits == NULL; i++)
+        if (!bring(rp, &rows[i], deadline_ms, e)) return false;
+    for (size_t i = 0; i < count && all.waits != NULL; i++) {
+        carrier[i] = (struct carrier){ &all, &rows[i] };
+        task_start(run_carrier, &carrier[i]);
+    }
+    while (all.waits != NULL && all.left > 0) task_park(CLOCK_NEVER);
+    return all.ok;
+}
+
 bool replay_step(struct replay *rp, size_t most, int64_t deadline_ms, bool *more, struct err *e)
 {
     struct refuge_row *rows = mem_alloc(REPLAY_MOST * sizeof *rows);
@@ -361,7 +405,7 @@ bool replay_step(struct replay *rp, size_t most, int64_t deadline_ms, bool *more
     *more = false;
     if (most > REPLAY_MOST) most = REPLAY_MOST;
     bool ok = refuge_take(rp->refuge, NULL, rows, most, &taken, deadline_ms, e);
-    for (size_t i = 0; ok && i < taken; i++) ok = bring(rp, &rows[i], deadline_ms, e);
+    ok = ok && bring_all(rp, rows, taken, deadline_ms, e);
     if (taken > 0 && !settle(rp, rows, taken, clock_mono_ms() + 1000, ok ? e : &later)) ok = false;
     *more = ok && taken == most;
     for (size_t i = 0; i < taken; i++) *more = *more || (ok && rows[i].stays);

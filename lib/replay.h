@@ -27,10 +27,10 @@ struct replay_change {
 };
 
 struct replay_options {
-    struct refuge *refuge;      /* must outlive the replay, as what follows */
+    struct refuge *refuge;        /* must outlive the replay, as what follows */
     struct session_cache *copies; /* what Redis has taken is kept here; NULL: nowhere */
-    struct redis_options redis; /* where to; the scripts are the replay's own */
-    const char *node;           /* borrowed; who we are, in the marks that the replay leaves */
+    struct redis_options redis;   /* where to; the scripts are the replay's own */
+    const char *node;             /* borrowed; who we are, in the marks that the replay leaves */
     /* Unless NULL, called when Redis may hold something else than before, before the row goes. Must not park. */
     void (*changed)(void *ctx, const struct replay_change *change);
     void *ctx;
@@ -45,8 +45,8 @@ bool replay_one(struct replay *rp, const char *id, int64_t deadline_ms, struct e
 
 #define REPLAY_MOST 100
 
-/* Brings back at most `most` rows (at most REPLAY_MOST), the oldest first. *more: call again soon. False if Redis
- * cannot be used; nothing is lost by that. For the one process of the node that keeps house. */
+/* Brings back at most `most` rows (at most REPLAY_MOST), the oldest first; in a task all at once. *more: call again
+ * soon. False if Redis cannot be used; nothing is lost by that. For the one process of the node that keeps house. */
 bool replay_step(struct replay *rp, size_t most, int64_t deadline_ms, bool *more, struct err *e);
 
 /* hyperpage:epoch names the data that Redis holds: whoever finds it missing sets it. *lost: it is another than this
