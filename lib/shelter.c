@@ -4,12 +4,11 @@
 #include "clock.h"
 #include "mem.h"
 
-
 #define PROBE_MS       1000  /* longest time for one look whether Redis is back */
 #define STEP_MS        2000  /* and for one step of the replay */
 #define EPOCH_EVERY_MS 10000 /* has Redis lost its data? */
 #define COUNT_EVERY_MS 1000
-#define ADOPT_STEP     1000  /* sessions that move in one transaction */
+#define ADOPT_STEP     1000 /* sessions that move in one transaction */
 #define ADOPT_MS       5000
 
 struct shelter {
@@ -33,16 +32,32 @@ static bool unknown(struct err *e)
 }
 
 /* The copy of a session, if it was fresh enough when the outage began: it has not aged since, as nobody here could have
- * learned better. `doc` keeps its bytes. */
-static bool find_copy(struct shelter *sh, const char *id, struct buf *doc, struct refuge_copy *known)
+ * learned better. */
+struct known {
+    struct refuge_copy copy; /* first: what the refuge sees of it */
+    struct shelter *sh;
+    const char *id;
+    struct buf doc;
+};
+
+static bool look(struct refuge_copy *self)
 {
+    struct known *k = (struct known *)self;
     struct session_copy copy;
     struct breaker_outage outage;
-    int64_t began_ms = breaker_outage(sh->breaker, &outage) ? outage.since_ms : clock_mono_ms();
-    if (!session_cache_get(sh->o.copies, id, doc, &copy) || copy.expires_at_ms == 0) return false;
-    if (began_ms - copy.filled_ms > sh->o.most_age_ms) return false;
-    *known = (struct refuge_copy){ buf_bytes(doc), copy.expires_at_ms };
+    int64_t began_ms = breaker_outage(k->sh->breaker, &outage) ? outage.since_ms : clock_mono_ms();
+    buf_reset(&k->doc);
+    if (!session_cache_get(k->sh->o.copies, k->id, &k->doc, &copy) || copy.expires_at_ms == 0) return false;
+    if (began_ms - copy.filled_ms > k->sh->o.most_age_ms) return false;
+    k->copy.doc = buf_bytes(&k->doc);
+    k->copy.expires_at_ms = copy.expires_at_ms;
     return true;
+}
+
+static struct known known_of(struct shelter *sh, const char *id)
+{
+    return (
+        struct known){ .copy = { .look = look }, .sh = sh, .id = id, .doc = BUF_INIT(SESSION_CACHE_MOST_DOC_BYTES) };
 }
 
 /* What the refuge says, as a store does. False where that is no answer. */
@@ -56,7 +71,8 @@ static bool answer(const struct refuge_result *r, struct store_result *res, stru
         *res = (struct store_result){ .found = r->changed, .changed = r->changed, .deleted = r->changed };
         return true;
     case REFUGE_NOTHING:
-    case REFUGE_EXPIRED: break;
+    case REFUGE_EXPIRED:
+        break;
     }
     return unknown(e);
 }
@@ -68,17 +84,16 @@ static bool get(void *self, const char *id, int64_t roll_ms, int64_t deadline_ms
 {
     struct shelter *sh = self;
     struct refuge_result r = { .knows = REFUGE_NOTHING };
-    struct buf bytes = BUF_INIT(SESSION_CACHE_MOST_DOC_BYTES);
-    struct refuge_copy copy;
+    struct known known = known_of(sh, id);
     (void)roll_ms, (void)deadline_ms; /* a life that a read prolongs is not worth a write here */
     *res = (struct store_result){ 0 };
     if (sh->refuge == NULL) return away(e);
     if (breaker_dirty(sh->breaker) > 0 && !refuge_get(sh->refuge, id, doc, &r, e)) return false;
-    if (r.knows == REFUGE_NOTHING && find_copy(sh, id, &bytes, &copy)) {
-        buf_add(doc, copy.doc);
-        r = (struct refuge_result){ .knows = REFUGE_SESSION, .expires_at_ms = copy.expires_at_ms };
+    if (r.knows == REFUGE_NOTHING && look(&known.copy)) {
+        buf_add(doc, known.copy.doc);
+        r = (struct refuge_result){ .knows = REFUGE_SESSION, .expires_at_ms = known.copy.expires_at_ms };
     }
-    buf_done(&bytes);
+    buf_done(&known.doc);
     return answer(&r, res, e);
 }
 
@@ -100,14 +115,12 @@ static bool update(void *self, const char *id, store_edit_fn *edit, void *ctx, c
                    int64_t deadline_ms, struct store_result *res, struct err *e)
 {
     struct shelter *sh = self;
-    struct buf bytes = BUF_INIT(SESSION_CACHE_MOST_DOC_BYTES);
-    struct refuge_copy copy;
+    struct known known = known_of(sh, id);
     struct refuge_result r;
     *res = (struct store_result){ 0 };
     if (sh->refuge == NULL || terms->strict) return away(e);
-    const struct refuge_copy *known = find_copy(sh, id, &bytes, &copy) ? &copy : NULL;
-    bool ok = refuge_update(sh->refuge, id, known, edit, ctx, terms, deadline_ms, &r, e) && answer(&r, res, e);
-    buf_done(&bytes);
+    bool ok = refuge_update(sh->refuge, id, &known.copy, edit, ctx, terms, deadline_ms, &r, e) && answer(&r, res, e);
+    buf_done(&known.doc);
     return ok;
 }
 
@@ -115,15 +128,13 @@ static bool expire(void *self, const char *id, int64_t life_ms, bool only_longer
                    struct store_result *res, struct err *e)
 {
     struct shelter *sh = self;
-    struct buf bytes = BUF_INIT(SESSION_CACHE_MOST_DOC_BYTES);
-    struct refuge_copy copy;
+    struct known known = known_of(sh, id);
     struct refuge_result r;
     *res = (struct store_result){ 0 };
     if (sh->refuge == NULL) return away(e);
-    const struct refuge_copy *known = find_copy(sh, id, &bytes, &copy) ? &copy : NULL;
     bool ok =
-        refuge_expire(sh->refuge, id, known, life_ms, only_longer, deadline_ms, &r, e) && answer(&r, res, e);
-    buf_done(&bytes);
+        refuge_expire(sh->refuge, id, &known.copy, life_ms, only_longer, deadline_ms, &r, e) && answer(&r, res, e);
+    buf_done(&known.doc);
     return ok;
 }
 
@@ -131,15 +142,13 @@ static bool del(void *self, const char *id, int64_t deadline_ms, struct buf *was
                 struct err *e)
 {
     struct shelter *sh = self;
-    struct buf bytes = BUF_INIT(SESSION_CACHE_MOST_DOC_BYTES);
-    struct refuge_copy copy;
+    struct known known = known_of(sh, id);
     struct refuge_result r;
     (void)was; /* who wants it tells others, and nobody hears now */
     *res = (struct store_result){ 0 };
     if (sh->refuge == NULL) return away(e);
-    const struct refuge_copy *known = find_copy(sh, id, &bytes, &copy) ? &copy : NULL;
-    bool ok = refuge_delete(sh->refuge, id, known, deadline_ms, &r, e) && answer(&r, res, e);
-    buf_done(&bytes);
+    bool ok = refuge_delete(sh->refuge, id, &known.copy, deadline_ms, &r, e) && answer(&r, res, e);
+    buf_done(&known.doc);
     return ok;
 }
 
@@ -283,8 +292,8 @@ static void probe(struct shelter *sh)
         breaker_probe_failed(sh->breaker);
 }
 
-/* What is looked at now and then: has Redis lost its data; did a worker with older options go on writing to the embedded
- * store; is the bound of what is dirty too high by now? */
+/* What is looked at now and then: has Redis lost its data; did a worker with older options go on writing to the
+ * embedded store; is the bound of what is dirty too high by now? */
 static bool look_around(struct shelter *sh, struct err *e)
 {
     int64_t now_ms = clock_mono_ms();
@@ -305,8 +314,8 @@ bool shelter_tend(struct shelter *sh, bool *more, struct err *e)
         return true;
     }
     if (sh->refuge == NULL) return true;
-    bool ok = breaker_dirty(sh->breaker) == 0 ||
-              replay_step(sh->replay, REPLAY_MOST, clock_mono_ms() + STEP_MS, more, e);
+    bool ok =
+        breaker_dirty(sh->breaker) == 0 || replay_step(sh->replay, REPLAY_MOST, clock_mono_ms() + STEP_MS, more, e);
     ok = ok && look_around(sh, e);
     if (!ok && e->away) shelter_report(sh, e);
     return ok || e->away;

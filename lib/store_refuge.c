@@ -189,9 +189,9 @@ static bool too_large(struct bytes doc, struct err *e)
 struct change {
     struct refuge *rf;
     const char *id;
-    struct bytes doc;               /* create */
-    const struct refuge_copy *copy; /* the others */
-    store_edit_fn *edit;            /* update */
+    struct bytes doc;         /* create */
+    struct refuge_copy *copy; /* the others */
+    store_edit_fn *edit;      /* update */
     void *edit_ctx;
     const struct store_terms *terms; /* create, update */
     int64_t life_ms;                 /* expire */
@@ -241,11 +241,18 @@ static bool rewrite(struct refuge *rf, int64_t number, const struct bytes *doc, 
     return run(rf, SQL_UPDATE, NULL, e);
 }
 
+static void look_at_copy(struct change *c)
+{
+    if (c->copy != NULL && c->copy->look != NULL && !c->copy->look(c->copy)) c->copy = NULL;
+}
+
 /* The row, or what the node's copy would be as one. */
 static bool find_or_copy(struct change *c, struct row *row, struct err *e)
 {
     if (!find(c->rf, c->id, row, e)) return false;
-    if (row->number == 0 && c->copy != NULL)
+    if (row->number != 0) return true;
+    look_at_copy(c);
+    if (c->copy != NULL)
         *row = (struct row){ .number = NO_ROW_YET, .expires_at_ms = c->copy->expires_at_ms, .doc = c->copy->doc };
     return true;
 }
@@ -301,6 +308,7 @@ static bool run_delete(void *ctx, sqlite3 *db, int64_t now_ms, struct err *e)
     (void)db;
     if (!find(c->rf, c->id, &row, e)) return false;
     find_done(c->rf);
+    if (row.number == 0) look_at_copy(c);
     if (row.number == 0 && c->copy == NULL) return true;
     *c->res = (struct refuge_result){ .knows = REFUGE_DELETED, .changed = !row.deleted };
     if (row.deleted) return true;
@@ -327,7 +335,7 @@ bool refuge_create(struct refuge *rf, const char *id, struct bytes doc, const st
     return transact(&c, run_create, deadline_ms, e);
 }
 
-bool refuge_update(struct refuge *rf, const char *id, const struct refuge_copy *copy, store_edit_fn *edit, void *ctx,
+bool refuge_update(struct refuge *rf, const char *id, struct refuge_copy *copy, store_edit_fn *edit, void *ctx,
                    const struct store_terms *terms, int64_t deadline_ms, struct refuge_result *res, struct err *e)
 {
     struct change c = { .rf = rf, .id = id, .copy = copy, .edit = edit, .edit_ctx = ctx, .terms = terms, .res = res };
@@ -336,14 +344,14 @@ bool refuge_update(struct refuge *rf, const char *id, const struct refuge_copy *
     return ok;
 }
 
-bool refuge_expire(struct refuge *rf, const char *id, const struct refuge_copy *copy, int64_t life_ms, bool only_longer,
+bool refuge_expire(struct refuge *rf, const char *id, struct refuge_copy *copy, int64_t life_ms, bool only_longer,
                    int64_t deadline_ms, struct refuge_result *res, struct err *e)
 {
     struct change c = { .rf = rf, .id = id, .copy = copy, .life_ms = life_ms, .only_longer = only_longer, .res = res };
     return transact(&c, run_expire, deadline_ms, e);
 }
 
-bool refuge_delete(struct refuge *rf, const char *id, const struct refuge_copy *copy, int64_t deadline_ms,
+bool refuge_delete(struct refuge *rf, const char *id, struct refuge_copy *copy, int64_t deadline_ms,
                    struct refuge_result *res, struct err *e)
 {
     struct change c = { .rf = rf, .id = id, .copy = copy, .res = res };

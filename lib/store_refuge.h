@@ -39,6 +39,10 @@ struct refuge_result {
 struct refuge_copy {
     struct bytes doc;
     int64_t expires_at_ms;
+
+    /* Unless NULL, called in the write transaction that would use the copy, to fill it in anew: somebody may have
+     * learned better since. False: there is none any more. */
+    bool (*look)(struct refuge_copy *self);
 };
 
 /* Appends the document of a session to `doc`. */
@@ -51,15 +55,15 @@ bool refuge_create(struct refuge *rf, const char *id, struct bytes doc, const st
 /* Edits the row; or, where there is none, `copy` (NULL: no such), on which the new row is then based. The edit is not
  * called unless there is a session; what it does not change makes no row. Of `terms`, which the edit may fill in, the
  * life counts. */
-bool refuge_update(struct refuge *rf, const char *id, const struct refuge_copy *copy, store_edit_fn *edit, void *ctx,
+bool refuge_update(struct refuge *rf, const char *id, struct refuge_copy *copy, store_edit_fn *edit, void *ctx,
                    const struct store_terms *terms, int64_t deadline_ms, struct refuge_result *res, struct err *e);
 
 /* Sets the life of the row, or of `copy`, which then becomes a row; with `only_longer` unless it is longer already. */
-bool refuge_expire(struct refuge *rf, const char *id, const struct refuge_copy *copy, int64_t life_ms, bool only_longer,
+bool refuge_expire(struct refuge *rf, const char *id, struct refuge_copy *copy, int64_t life_ms, bool only_longer,
                    int64_t deadline_ms, struct refuge_result *res, struct err *e);
 
 /* Leaves a tombstone, where there is a row or a `copy`. */
-bool refuge_delete(struct refuge *rf, const char *id, const struct refuge_copy *copy, int64_t deadline_ms,
+bool refuge_delete(struct refuge *rf, const char *id, struct refuge_copy *copy, int64_t deadline_ms,
                    struct refuge_result *res, struct err *e);
 
 /* Has the id a row? */

@@ -101,14 +101,14 @@ static enum store_verdict write_text(void *ctx, struct bytes doc, struct buf *ou
 /* The row, or else `base`, becomes `doc`. */
 static void update_(const char *id, const char *base, const char *doc)
 {
-    struct refuge_copy copy = { bytes_of(base), clock_wall_ms() + LONG_MS };
+    struct refuge_copy copy = { bytes_of(base), clock_wall_ms() + LONG_MS, NULL };
     must(refuge_update(refuge, id, base ? &copy : NULL, write_text, (char *)(uintptr_t)doc, TERMS(LONG_MS), soon(),
                        &res, &err));
 }
 
 static void delete_(const char *id, const char *base)
 {
-    struct refuge_copy copy = { bytes_of(base), clock_wall_ms() + LONG_MS };
+    struct refuge_copy copy = { bytes_of(base), clock_wall_ms() + LONG_MS, NULL };
     must(refuge_delete(refuge, id, base ? &copy : NULL, soon(), &res, &err));
 }
 

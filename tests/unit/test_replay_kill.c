@@ -214,7 +214,7 @@ static void write_in_refuge(unsigned seed)
     for (int i = 0; !ledger->over; i++) {
         char id[32], now[256];
         int session = rand_r(&seed) % SESSIONS, next = ledger->ours[session] + 1;
-        struct refuge_copy copy = { .expires_at_ms = clock_wall_ms() + LONG_MS };
+        struct refuge_copy copy = { .expires_at_ms = clock_wall_ms() + LONG_MS, NULL };
         bool dirty;
         id_of(session, id);
         must(refuge_is_dirty(refuge, id, &dirty, &err));

@@ -109,7 +109,7 @@ static enum store_verdict remove_it(void *ctx, struct bytes doc, struct buf *out
 
 static void an_edit_may_leave_the_session_or_delete_it(void)
 {
-    struct refuge_copy copy = { BYTES_LITERAL("{\"n\":1}"), clock_wall_ms() + 1000 };
+    struct refuge_copy copy = { BYTES_LITERAL("{\"n\":1}"), clock_wall_ms() + 1000, NULL };
     int calls = 0;
     must(refuge_update(refuge, "a", &copy, keep, &calls, TERMS(LONG_MS), soon(), &res, &err));
     assert_true(calls == 1 && !res.changed && res.knows == REFUGE_SESSION);
@@ -152,7 +152,7 @@ static void what_has_expired_here_is_unknown_and_kept(void)
     create_("a", "{}");
     assert_true(!res.changed && res.knows == REFUGE_EXPIRED);
     assert_int_equal(rows_now(), 1);
-    struct refuge_copy late = { BYTES_LITERAL("{}"), clock_wall_ms() };
+    struct refuge_copy late = { BYTES_LITERAL("{}"), clock_wall_ms(), NULL };
     must(refuge_update(refuge, "b", &late, remove_it, NULL, TERMS(LONG_MS), soon(), &res, &err));
     assert_true(!res.changed && res.knows == REFUGE_EXPIRED);
     delete_("a", NULL);
@@ -163,11 +163,34 @@ static void a_life_is_prolonged_and_never_shortened(void)
 {
     int64_t now_ms = clock_wall_ms();
     clock_set(now_ms, -1);
-    struct refuge_copy copy = { BYTES_LITERAL("{}"), now_ms + 2 * LONG_MS };
+    struct refuge_copy copy = { BYTES_LITERAL("{}"), now_ms + 2 * LONG_MS, NULL };
     must(refuge_update(refuge, "a", &copy, write_text, "{}", TERMS(LONG_MS), soon(), &res, &err));
     assert_int_equal(res.expires_at_ms, now_ms + 2 * LONG_MS);
     must(refuge_update(refuge, "a", NULL, write_text, "{}", TERMS(3 * LONG_MS), soon(), &res, &err));
     assert_int_equal(res.expires_at_ms, now_ms + 3 * LONG_MS);
+}
+
+static bool look_later(struct refuge_copy *self)
+{
+    self->doc = BYTES_LITERAL("{\"n\":2}");
+    return self->expires_at_ms > 0;
+}
+
+static void a_copy_is_looked_at_when_its_turn_to_be_written_has_come(void)
+{
+    struct refuge_copy later = { BYTES_LITERAL("{\"n\":1}"), clock_wall_ms() + LONG_MS, look_later };
+    struct refuge_copy none = { BYTES_LITERAL("{\"n\":1}"), 0, look_later };
+    must(refuge_update(refuge, "a", &later, write_text, "{\"n\":3}", TERMS(LONG_MS), soon(), &res, &err));
+    struct refuge_row row = take("a");
+    assert_row(&row, "{\"n\":2}", "{\"n\":3}");
+    must(refuge_update(refuge, "b", &none, write_text, "{}", TERMS(LONG_MS), soon(), &res, &err));
+    assert_int_equal(res.knows, REFUGE_NOTHING);
+    must(refuge_delete(refuge, "b", &none, soon(), &res, &err));
+    assert_int_equal(res.knows, REFUGE_NOTHING);
+    must(refuge_expire(refuge, "b", &none, 1000, false, soon(), &res, &err));
+    assert_int_equal(res.knows, REFUGE_NOTHING);
+    assert_int_equal(rows_now(), 1);
+    refuge_rows_done(&row, 1);
 }
 
 static void a_life_ends_where_it_must(void)
@@ -186,7 +209,7 @@ static void a_life_ends_where_it_must(void)
 static void a_life_is_set_to_what_is_asked_for(void)
 {
     int64_t now_ms = clock_wall_ms();
-    struct refuge_copy copy = { BYTES_LITERAL("{\"n\":1}"), now_ms + LONG_MS };
+    struct refuge_copy copy = { BYTES_LITERAL("{\"n\":1}"), now_ms + LONG_MS, NULL };
     clock_set(now_ms, -1);
     must(refuge_expire(refuge, "a", NULL, 1000, false, soon(), &res, &err));
     assert_int_equal(res.knows, REFUGE_NOTHING);
@@ -513,6 +536,7 @@ int main(void)
         CASE(a_deleted_session_stays_gone),
         CASE(what_has_expired_here_is_unknown_and_kept),
         CASE(a_life_is_prolonged_and_never_shortened),
+        CASE(a_copy_is_looked_at_when_its_turn_to_be_written_has_come),
         CASE(a_life_ends_where_it_must),
         CASE(a_life_is_set_to_what_is_asked_for),
         CASE(documents_are_any_bytes_and_bounded),
