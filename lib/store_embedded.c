@@ -26,12 +26,19 @@
 #define PURGE_STEP_MOST_MS 64000        /* how much later than expires_ms purge_ms may be */
 #define MAKE_ROOM          256          /* expired sessions that one create at the limit deletes at most */
 #define HEAL_STEP          100          /* rows that one step of heal() looks at */
-#define WAL_BOUND_PAGES    8192         /* 32 MiB: beyond this housekeeping makes the WAL begin again */
-#define WAL_REST_PAGES     64           /* so little to copy may keep writers waiting */
+#define PURGE_TURN_US      2000         /* what a step of purging should keep writers waiting */
+#define PURGE_STEP_LEAST   8            /* sessions; the work of SQLite's that does not depend on their number */
+#define PURGE_STEP_FIRST   64
+#define CHECKPOINT_MS      250          /* a power cut takes no more, as far as it is ours to say */
+#define WAL_BOUND_PAGES    16384        /* 64 MiB: beyond this housekeeping makes the WAL begin again */
+#define WAL_REST_PAGES     32           /* so little to copy may keep writers waiting: 1 to 2 ms */
 #define WAL_COPIES         16           /* most that are tried to come down to that */
-#define WAL_KEEP_BYTES     67108864     /* of its file: cutting it to make it grow again costs writers a third */
-#define WAL_FALLBACK_PAGES 32768        /* here a worker checkpoints itself, since nobody keeps house */
-#define RESTART_WAIT_MS    20           /* for readers, while writers wait for us */
+#define WAL_SLOW_PAGES     24576        /* beyond this writers pause after each commit ... */
+#define WAL_SLOW_PAGES_MS  4096         /* ... 1 ms for each of these ... */
+#define WAL_SLOW_MOST_US   5000         /* ... and no more than this */
+#define WAL_LIMIT_PAGES    65536        /* 256 MiB: it begins again whoever waits, by a worker if nobody keeps house */
+#define WAL_KEEP_BYTES     268435456    /* of its file: cutting it takes a writer's turn 10 ms, growing again a third */
+#define RESTART_WAIT_MS    3            /* for readers, while writers wait for us */
 #define DAMAGE_LOG_MS      60000
 #define STRING_(x)         #x
 #define STRING(x)          STRING_(x)
@@ -148,6 +155,10 @@ struct store_embedded {
     struct buf edited;  /* what an edit has made of a document */
     int64_t now_ms;     /* wall; of the write transaction that is open */
     int64_t rows_added; /* by it */
+    int64_t turn_since_us, held_us; /* of the turn that is ours; of the longest since housekeeping began */
+    int wal_pages;                  /* how long the WAL was at our last commit */
+    int purge_step;                 /* sessions that we expect to purge in PURGE_TURN_US */
+    int64_t checkpoint_at_ms;       /* the next one, while there is more to purge; monotonic */
     int64_t max_total;
     bool sync_full;
     char *dir, *path;
@@ -383,11 +394,25 @@ static void end_shared_read(struct store_embedded *se)
     if (!sqlite3_get_autocommit(se->db)) run(se, SQL_COMMIT, NULL);
 }
 
+static bool take_turn(struct store_embedded *se, int64_t until_ms)
+{
+    bool ok = turns_take(se->turns, until_ms);
+    se->turn_since_us = clock_mono_us();
+    return ok;
+}
+
+static void leave_turn(struct store_embedded *se)
+{
+    int64_t held_us = clock_mono_us() - se->turn_since_us;
+    if (held_us > se->held_us) se->held_us = held_us;
+    turns_leave(se->turns);
+}
+
 /* Waits for the turn and for SQLite's lock. *busy: others were in the way all the time, and nothing is wrong. */
 static bool begin_write(struct store_embedded *se, int64_t until_ms, bool *busy, struct err *e)
 {
     end_shared_read(se);
-    *busy = !turns_take(se->turns, until_ms);
+    *busy = !take_turn(se, until_ms);
     if (*busy) return err_set(e, ERR_UNAVAILABLE, "embedded store: other writers left no turn in time");
     if (run(se, SQL_BEGIN_WRITE, e)) {
         se->now_ms = clock_wall_ms();
@@ -395,7 +420,7 @@ static bool begin_write(struct store_embedded *se, int64_t until_ms, bool *busy,
         return true;
     }
     *busy = (sqlite3_errcode(se->db) & 0xff) == SQLITE_BUSY;
-    turns_leave(se->turns);
+    leave_turn(se);
     return false;
 }
 
@@ -411,8 +436,56 @@ static bool end_write(struct store_embedded *se, struct err *e)
     ok = ok && run(se, SQL_COMMIT, e);
     if (ok) metrics_add(METRIC_embedded_commits_total, 1);
     if (!sqlite3_get_autocommit(se->db)) run(se, SQL_ROLLBACK, NULL);
-    turns_leave(se->turns);
+    leave_turn(se);
     return ok;
+}
+
+/* ---- Checkpoints --------------------------------------------------------------------------------------------- */
+
+/* Of the file or of the WAL, without any lock.
+ *
+ * SQLite syncs the file only in a checkpoint that leaves nothing to copy. Beside writers that is the one in our turn, and
+ * it would wait for all pages that were copied before, strewn over the file: 50 to 100 ms. If this fails SQLite is not
+ * told, but neither is it of pages that the kernel had failed to write by itself. */
+static bool sync_file(struct store_embedded *se, int which, struct err *e)
+{
+    sqlite3_file *file = NULL;
+    if (sqlite3_file_control(se->db, "main", which, &file) == SQLITE_OK && file->pMethods != NULL &&
+        file->pMethods->xSync(file, SQLITE_SYNC_NORMAL | SQLITE_SYNC_DATAONLY) == SQLITE_OK)
+        return true;
+    return err_set(e, ERR_UNAVAILABLE, "embedded store: the file does not reach the disk");
+}
+
+/* In a turn of our own copies what is left of the WAL and lets the readers of it end: the next writer then begins it
+ * again. Busy: another time. */
+static int restart_wal(struct store_embedded *se, int wait_ms)
+{
+    if (!take_turn(se, clock_mono_ms() + ROUND_WAIT_MS)) return SQLITE_BUSY;
+    sqlite3_busy_timeout(se->db, wait_ms);
+    int rc = sqlite3_wal_checkpoint_v2(se->db, NULL, SQLITE_CHECKPOINT_RESTART, NULL, NULL);
+    sqlite3_busy_timeout(se->db, ROUND_WAIT_MS);
+    leave_turn(se);
+    return rc;
+}
+
+/* Copies the WAL into the file while writers go on. They would go on for ever behind its end: so once it is long, copy
+ * again until one of them finds all of it copied and begins it again, or at least little is left to do in a turn. */
+static bool checkpoint(struct store_embedded *se, struct err *e)
+{
+    int pages = 0, copied = 0, before, rc, copies = 0;
+    bool little;
+    do {
+        before = copied;
+        rc = sqlite3_wal_checkpoint_v2(se->db, NULL, SQLITE_CHECKPOINT_PASSIVE, &pages, &copied);
+        little = pages - before <= WAL_REST_PAGES;
+        if (rc == SQLITE_OK && pages > WAL_BOUND_PAGES && !sync_file(se, SQLITE_FCNTL_FILE_POINTER, e)) return false;
+    } while (rc == SQLITE_OK && pages > WAL_BOUND_PAGES && pages != before && ++copies < WAL_COPIES);
+
+    if (rc == SQLITE_OK && pages > WAL_LIMIT_PAGES)
+        rc = restart_wal(se, ROUND_WAIT_MS);
+    else if (rc == SQLITE_OK && pages > WAL_BOUND_PAGES && little)
+        rc = restart_wal(se, RESTART_WAIT_MS);
+    return rc == SQLITE_OK || (rc & 0xff) == SQLITE_BUSY || failed(se, "checkpoint", e);
 }
 
 /* ---- A round's writes ---------------------------------------------------------------------------------------- */
@@ -606,6 +679,26 @@ static void put_off_round(struct store_embedded *se)
     }
 }
 
+/* SQLite's word after each commit. */
+static int note_wal(void *self, sqlite3 *db, const char *name, int pages)
+{
+    struct store_embedded *se = self;
+    (void)db, (void)name;
+    se->wal_pages = pages;
+    return SQLITE_OK;
+}
+
+/* Writers can fill the WAL faster than any disk takes the pages where they belong, and then the keeper finds no moment
+ * at which little is left to copy. So they wait the longer the longer it is; each by itself, so that no kill leaves
+ * anybody waiting. */
+static void slow_down(struct store_embedded *se)
+{
+    int64_t pause_us = ((int64_t)se->wal_pages - WAL_SLOW_PAGES) * 1000 / WAL_SLOW_PAGES_MS;
+    if (pause_us > 0) usleep((useconds_t)(pause_us < WAL_SLOW_MOST_US ? pause_us : WAL_SLOW_MOST_US));
+    if (se->wal_pages > WAL_LIMIT_PAGES) checkpoint(se, NULL); /* if that fails: after the next commit again */
+    se->wal_pages = 0;                                         /* a round that changes nothing is told nothing */
+}
+
 static void flush(void *self)
 {
     struct store_embedded *se = self;
@@ -623,12 +716,14 @@ static void flush(void *self)
             until_ms = op->deadline_ms;
     }
     if (TAILQ_EMPTY(&se->round)) return;
-    if (begin_write(se, until_ms, &busy, &e))
+    if (begin_write(se, until_ms, &busy, &e)) {
         commit_round(se);
-    else if (busy)
+        slow_down(se);
+    } else if (busy) {
         put_off_round(se);
-    else
+    } else {
         finish_round(se, false, &e);
+    }
 }
 
 /* Puts a write into the round and waits for its outcome. */
@@ -819,26 +914,6 @@ bool store_embedded_failed(struct store_embedded *se, const char *doing, struct 
 
 /* ---- Housekeeping -------------------------------------------------------------------------------------------- */
 
-/* Copies the WAL into the file while writers go on. They would go on for ever behind its end: so once it is long, copy
- * again until little was added meanwhile, then do the rest in a turn of our own: the next writer starts at the WAL's
- * beginning. (One copy before that turn instead of several: writers waited 40 ms at full load.) */
-static bool checkpoint(struct store_embedded *se, struct err *e)
-{
-    int frames = 0, before, rc, copies = 0;
-    do {
-        before = frames;
-        rc = sqlite3_wal_checkpoint_v2(se->db, NULL, SQLITE_CHECKPOINT_PASSIVE, &frames, NULL);
-    } while (rc == SQLITE_OK && frames > WAL_BOUND_PAGES && frames - before > WAL_REST_PAGES && ++copies < WAL_COPIES);
-
-    if (rc == SQLITE_OK && frames > WAL_BOUND_PAGES && turns_take(se->turns, clock_mono_ms() + ROUND_WAIT_MS)) {
-        sqlite3_busy_timeout(se->db, RESTART_WAIT_MS);
-        rc = sqlite3_wal_checkpoint_v2(se->db, NULL, SQLITE_CHECKPOINT_RESTART, NULL, NULL);
-        sqlite3_busy_timeout(se->db, ROUND_WAIT_MS);
-        turns_leave(se->turns);
-    }
-    return rc == SQLITE_OK || (rc & 0xff) == SQLITE_BUSY || failed(se, "checkpoint", e); /* busy: another time */
-}
-
 bool store_embedded_ready(struct store_embedded *se, int64_t deadline_ms, struct err *e)
 {
     bool busy;
@@ -848,22 +923,50 @@ bool store_embedded_ready(struct store_embedded *se, int64_t deadline_ms, struct
     return end_write(se, e) && ok;
 }
 
+/* A step's time depends on the disk, the memory and how the sessions lie in the file: measured, not known. */
+static void choose_step(struct store_embedded *se, int most)
+{
+    if (se->held_us > PURGE_TURN_US)
+        se->purge_step /= 2;
+    else if (se->held_us < PURGE_TURN_US / 2 && se->purge_step < most)
+        se->purge_step += se->purge_step / 4;
+    if (se->purge_step < PURGE_STEP_LEAST) se->purge_step = PURGE_STEP_LEAST;
+}
+
+static bool purge_step(struct store_embedded *se, int most, int64_t *purged, bool *more, struct err *e)
+{
+    bool busy;
+    int step = se->purge_step < most ? se->purge_step : most;
+    if (!begin_write(se, clock_mono_ms() + ROUND_WAIT_MS, &busy, e)) return false;
+    bool ok = purge(se, step, purged, e) && purge_gone(se, step, more, e);
+    if (!end_write(se, e) || !ok) return false;
+    *more = *more || *purged == step;
+    if (*more) choose_step(se, most);
+    return true;
+}
+
 bool store_embedded_housekeep(struct store_embedded *se, int most, int64_t *purged, bool *more, struct err *e)
 {
     int64_t expired;
-    bool busy;
     *purged = 0;
     *more = false;
+    se->held_us = 0;
     end_shared_read(se);
     bind(se, SQL_ANY_EXPIRED, 1, clock_wall_ms());
     if (!run_number(se, SQL_ANY_EXPIRED, &expired, e)) return false;
-    if (expired) {
-        if (!begin_write(se, clock_mono_ms() + ROUND_WAIT_MS, &busy, e)) return false;
-        bool ok = purge(se, most, purged, e) && purge_gone(se, most, more, e);
-        if (!end_write(se, e) || !ok) return false;
-        *more = *more || *purged == most;
-    }
-    return checkpoint(se, e);
+    if (expired && !purge_step(se, most, purged, more, e)) return false;
+    /* Whoever writes next after a whole checkpoint waits for the disk, and beside busy writers a checkpoint takes long. So
+     * there is one only now and then while there is more to purge. */
+    if (*more && clock_mono_ms() < se->checkpoint_at_ms) return true;
+    bool sync_only = *more && se->wal_pages <= WAL_BOUND_PAGES;
+    bool ok = sync_only ? sync_file(se, SQLITE_FCNTL_JOURNAL_POINTER, e) : checkpoint(se, e);
+    se->checkpoint_at_ms = clock_mono_ms() + CHECKPOINT_MS;
+    return ok;
+}
+
+int64_t store_embedded_held_us(const struct store_embedded *se)
+{
+    return se->held_us;
 }
 
 /* ---- Opening ------------------------------------------------------------------------------------------------- */
@@ -934,7 +1037,7 @@ static bool exec(struct store_embedded *se, const char *sql, struct err *e)
 }
 
 /* mmap_size stays 0: mapped reads were 2.5 us faster, but an unreadable disk block would then be a SIGBUS instead of
- * an error. The automatic checkpoint is for the case that nobody keeps house. */
+ * an error. note_wal() takes the place of the automatic checkpoint. */
 static bool configure(struct store_embedded *se, struct err *e)
 {
     char mode[16];
@@ -945,9 +1048,7 @@ static bool configure(struct store_embedded *se, struct err *e)
     return exec(se,
                 "PRAGMA cache_size = -1024;" /* KiB, of every worker */
                 "PRAGMA temp_store = MEMORY;"
-                "PRAGMA wal_autocheckpoint = " STRING(WAL_FALLBACK_PAGES) ";"
-                                                                          "PRAGMA journal_size_limit = " STRING(
-                                                                              WAL_KEEP_BYTES) ";",
+                "PRAGMA journal_size_limit = " STRING(WAL_KEEP_BYTES) ";",
                 e) &&
            exec(se, se->sync_full ? "PRAGMA synchronous = FULL" : "PRAGMA synchronous = NORMAL", e);
 }
@@ -1004,6 +1105,7 @@ static bool database_open(struct store_embedded *se, struct err *e)
     if (sqlite3_open_v2(se->path, &se->db, flags, NULL) != SQLITE_OK || sqlite3_db_readonly(se->db, "main") == 1)
         return err_set(e, ERR_INPUT, "STATE_DIR=%s: sessions.db cannot be opened for writing", se->dir);
     sqlite3_busy_timeout(se->db, OPEN_WAIT_MS);
+    sqlite3_wal_hook(se->db, note_wal, se);
     bool ok = configure(se, e) && check(se, e) && migrate(se, e) && prepare(se, e);
     sqlite3_busy_timeout(se->db, ROUND_WAIT_MS);
     return ok;
@@ -1064,6 +1166,7 @@ struct store_embedded *store_embedded_open(const struct store_embedded_options *
     se->path = path_of(o->dir, "sessions.db", "");
     se->sync_full = o->sync_full;
     se->max_total = o->max_total;
+    se->purge_step = PURGE_STEP_FIRST;
     se->edited = (struct buf)BUF_INIT(DOCUMENT_MOST);
     se->lock_fd = -1;
     TAILQ_INIT(&se->round);
