@@ -1,6 +1,10 @@
-/* bench_store_embedded.c: what the embedded store costs: operations a second, commit times and bytes a session, by one
- * process and by four, in rounds of 1 and of 16, with somebody else keeping house. Prints; judges nothing.
- *     bench_store_embedded [FOLDER [full]] */
+/* bench_store_embedded.c: what the embedded store costs. Prints; judges nothing.
+ *     bench_store_embedded [FOLDER [full]]
+ *         operations a second, commit times and bytes a session, by one process and by four, in rounds of 1 and of 16,
+ *         with somebody else keeping house
+ *     bench_store_embedded --size SESSIONS [FOLDER [full]]
+ *         a store of that size: creating, reading, its file, and how long purging a tenth keeps writers waiting; one
+ *         "figure<TAB>value" a line, for run.py */
 #include "store_embedded.h"
 
 #include "clock.h"
@@ -12,17 +16,23 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define SESSIONS    100000
 #define MOST_ROUNDS 200000
 #define DOC_BYTES   700
-#define TERMS       (&(struct store_terms){ .ttl_ms = 86400000, .minted = true })
+#define TERMS       (&(struct store_terms){ .ttl_ms = LONG_MS, .minted = true })
 #define RUN_MS      2000
+#define PURGE_STEP  1000 /* as lib/store.c */
+#define PAUSE_US    5000 /* as the keeper's between steps */
+#define HOUR_MS     3600000
+#define LONG_MS     (24 * HOUR_MS)
+#define FILL_WIDTH  64
 
 static struct store_embedded_options options;
+static int sessions = 100000;
 static char (*ids)[IDS_TEXT_BYTES];
 static struct store_embedded *se;
 static char doc[DOC_BYTES];
@@ -32,6 +42,7 @@ static const char *const names[KINDS] = { "create", "update", "read" };
 
 /* Shared by the processes of a run. */
 struct run {
+    int run_ms;
     _Atomic int ready;
     _Atomic bool go;
     _Atomic uint64_t operations;
@@ -53,13 +64,28 @@ static enum store_verdict touch(void *ctx, struct bytes old, struct buf *out)
     return STORE_WRITE;
 }
 
+/* --size: of ten sessions one ends after an hour, one after two, wherever they lie in the table; the others stay. */
+static int64_t life_ms(int n)
+{
+    uint32_t mixed = (uint32_t)n * 2654435761u >> 16;
+    return mixed % 10 == 0 ? HOUR_MS : mixed % 10 == 1 ? 2 * HOUR_MS : LONG_MS;
+}
+
+/* A session that is not going to expire. */
+static const char *any_lasting(void)
+{
+    int n = rand() % sessions;
+    while (life_ms(n) != LONG_MS) n = (n + 1) % sessions;
+    return ids[n];
+}
+
 static void one_operation(void *arg)
 {
     enum what what = *(enum what *)arg;
     struct store_result res;
     struct err e = { 0 };
     char fresh[IDS_TEXT_BYTES];
-    const char *id = ids[rand() % SESSIONS];
+    const char *id = any_lasting();
     int64_t deadline_ms = clock_mono_ms() + 5000;
     bool ok = false;
     if (what == CREATE) {
@@ -82,21 +108,26 @@ static void open_here(void)
     if (se == NULL) die("open", &e);
 }
 
+static void note(struct run *r, int64_t took_us)
+{
+    uint32_t n = atomic_fetch_add(&r->rounds, 1);
+    if (n < MOST_ROUNDS) r->round_us[n] = (int32_t)took_us;
+}
+
 static _Noreturn void work(struct run *r, enum what what, int width)
 {
     open_here();
     srand((unsigned)getpid());
     atomic_fetch_add(&r->ready, 1);
     while (!atomic_load(&r->go)) usleep(100);
-    for (int64_t end_ms = clock_mono_ms() + RUN_MS; clock_mono_ms() < end_ms;) {
+    for (int64_t end_ms = clock_mono_ms() + r->run_ms; clock_mono_ms() < end_ms;) {
         int64_t begin_us = clock_mono_us();
         for (int i = 0; i < width; i++) task_start(one_operation, &what);
         while (task_count() > 0) {
             task_run_ready();
             store_embedded_ops.flush(se);
         }
-        uint32_t n = atomic_fetch_add(&r->rounds, 1);
-        if (n < MOST_ROUNDS) r->round_us[n] = (int32_t)(clock_mono_us() - begin_us);
+        note(r, clock_mono_us() - begin_us);
         atomic_fetch_add(&r->operations, (uint64_t)width);
     }
     store_embedded_close(se);
@@ -129,9 +160,15 @@ static int64_t file_bytes(const char *name)
     return stat(path, &st) < 0 ? 0 : (int64_t)st.st_size;
 }
 
+static struct run *run_new(void)
+{
+    return mmap(NULL, sizeof(struct run), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+}
+
 static void run(enum what what, int processes, int width)
 {
-    struct run *r = mmap(NULL, sizeof *r, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    struct run *r = run_new();
+    r->run_ms = RUN_MS;
     pid_t housekeeper = fork(), worker[16];
     if (housekeeper == 0) keep_house();
     for (int i = 0; i < processes; i++)
@@ -157,40 +194,209 @@ static void fill_one(void *arg)
 {
     struct store_result res;
     struct err e = { 0 };
-    ids_new(arg);
-    if (!store_embedded_ops.create(se, arg, (struct bytes){ doc, sizeof doc }, TERMS, clock_mono_ms() + 5000, &res,
-                                   &e))
+    char *id = arg;
+    struct store_terms terms = { .ttl_ms = life_ms((int)((id - ids[0]) / IDS_TEXT_BYTES)), .minted = true };
+    ids_new(id);
+    if (!store_embedded_ops.create(se, id, (struct bytes){ doc, sizeof doc }, &terms, clock_mono_ms() + 5000, &res, &e))
         die("create", &e);
 }
 
-static void fill(void)
+static void stop(pid_t pid)
 {
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+}
+
+/* Returns the seconds it took. */
+static double fill(void)
+{
+    pid_t housekeeper = fork();
+    if (housekeeper == 0) keep_house();
     open_here();
-    for (int i = 0; i < SESSIONS;) {
-        for (int k = 0; k < 64 && i < SESSIONS; k++) task_start(fill_one, ids[i++]);
+    int64_t begin_us = clock_mono_us();
+    for (int i = 0; i < sessions;) {
+        for (int k = 0; k < FILL_WIDTH && i < sessions; k++) task_start(fill_one, ids[i++]);
         task_run_ready();
         store_embedded_ops.flush(se);
         task_run_ready();
     }
+    int64_t took_us = clock_mono_us() - begin_us;
+    stop(housekeeper);
     store_embedded_close(se); /* the last one out copies the WAL */
     se = NULL;
-    printf("%d sessions of %d bytes: %" PRId64 " bytes of file a session\n", SESSIONS, DOC_BYTES,
-           file_bytes("sessions.db") / SESSIONS);
+    return (double)took_us / 1e6;
+}
+
+static double read_all(void)
+{
+    enum what what = READ;
+    open_here();
+    int64_t begin_us = clock_mono_us();
+    for (int i = 0; i < sessions; i += FILL_WIDTH) {
+        for (int k = 0; k < FILL_WIDTH; k++) task_start(one_operation, &what);
+        task_run_ready();
+        store_embedded_ops.flush(se);
+    }
+    int64_t took_us = clock_mono_us() - begin_us;
+    store_embedded_close(se);
+    se = NULL;
+    return (double)took_us / 1e6;
+}
+
+/* The WAL's count of its own beginnings: in its header, big-endian. */
+static uint32_t wal_restarts(void)
+{
+    char path[4096];
+    unsigned char head[16] = { 0 };
+    snprintf(path, sizeof path, "%s/sessions.db-wal", options.dir);
+    FILE *f = fopen(path, "r");
+    if (f == NULL || fread(head, 1, sizeof head, f) < sizeof head) memset(head, 0, sizeof head);
+    if (f != NULL) fclose(f);
+    return (uint32_t)head[12] << 24 | (uint32_t)head[13] << 16 | (uint32_t)head[14] << 8 | head[15];
+}
+
+/* How often the kernel has given our core to somebody else. */
+static long interruptions(void)
+{
+    struct rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    return used.ru_nivcsw;
+}
+
+/* As the keeper does it, `hours` from now. `calm` gets the steps that nobody interrupted: on a machine with other work
+ * the times of the others tell more about that. */
+static int64_t purge(int hours, struct run *r, struct run *calm)
+{
+    int64_t all = 0, purged;
+    bool more = true;
+    struct err e = { 0 };
+    clock_set(clock_wall_ms() + hours * HOUR_MS + 120000, -1); /* and what purge_ms may be later */
+    while (more) {
+        long before = interruptions();
+        if (!store_embedded_housekeep(se, PURGE_STEP, &purged, &more, &e)) {
+            if (e.kind != ERR_UNAVAILABLE) die("housekeeping", &e);
+            more = true; /* the writer left no turn: another time */
+        }
+        note(r, store_embedded_held_us(se));
+        if (interruptions() == before) note(calm, store_embedded_held_us(se));
+        all += purged;
+        if (more) usleep(PAUSE_US);
+    }
+    clock_set(-1, -1);
+    return all;
+}
+
+static void print_times(const char *what, struct run *r)
+{
+    static const struct {
+        const char *name;
+        int one_of;
+    } ranks[] = { { "p50", 2 }, { "p99", 100 }, { "p99.9", 1000 }, { "most", INT32_MAX } };
+    uint32_t n = r->rounds < MOST_ROUNDS ? r->rounds : MOST_ROUNDS;
+    if (n == 0) return;
+    qsort(r->round_us, n, sizeof *r->round_us, by_value);
+    for (size_t i = 0; i < sizeof ranks / sizeof ranks[0]; i++)
+        printf("%s, %s, ms\t%.3f\n", what, ranks[i].name, r->round_us[n - 1 - n / (uint32_t)ranks[i].one_of] / 1e3);
+}
+
+/* One process that changes sessions without a pause until it is killed. */
+static pid_t writer_start(struct run *r)
+{
+    pid_t pid = fork();
+    if (pid == 0) {
+        r->run_ms = INT32_MAX;
+        work(r, UPDATE, 16);
+    }
+    while (atomic_load(&r->ready) == 0) usleep(100);
+    atomic_store(&r->go, true);
+    return pid;
+}
+
+static void measure_purge(int hours, bool beside_writer)
+{
+    struct run *keeper = run_new(), *calm = run_new(), *writer = run_new();
+    const char *beside = beside_writer ? "beside a writer" : "beside none";
+    char text[100];
+    pid_t pid = beside_writer ? writer_start(writer) : -1;
+    open_here();
+    uint32_t restarts = wal_restarts();
+    int64_t begin_us = clock_mono_us(), purged = purge(hours, keeper, calm), took_us = clock_mono_us() - begin_us;
+    if (beside_writer) stop(pid);
+    printf("purge %s, sessions\t%" PRId64 "\n", beside, purged);
+    printf("purge %s, sessions/s\t%.0f\n", beside, (double)purged * 1e6 / (double)took_us);
+    printf("purge %s, steps\t%u\n", beside, keeper->rounds);
+    printf("purge %s, the WAL began again\t%u\n", beside, wal_restarts() - restarts);
+    printf("purge %s, MiB of WAL\t%" PRId64 "\n", beside, file_bytes("sessions.db-wal") >> 20);
+    snprintf(text, sizeof text, "purge %s, turn held", beside);
+    print_times(text, keeper);
+    printf("purge %s, steps that nobody interrupted\t%u\n", beside, calm->rounds);
+    snprintf(text, sizeof text, "purge %s, turn held in those", beside);
+    print_times(text, calm);
+    if (beside_writer)
+        printf("a writer's changes beside the purge, 1/s\t%.0f\n", (double)writer->operations * 1e6 / (double)took_us);
+    print_times("a writer's round beside the purge", writer);
+    store_embedded_close(se);
+    se = NULL;
+    munmap(keeper, sizeof *keeper);
+    munmap(calm, sizeof *calm);
+    munmap(writer, sizeof *writer);
+}
+
+/* What the writer waits when nobody purges. */
+static void measure_writer(void)
+{
+    struct run *r = run_new();
+    pid_t housekeeper = fork();
+    if (housekeeper == 0) keep_house();
+    pid_t pid = writer_start(r);
+    usleep(3 * RUN_MS * 1000);
+    stop(pid);
+    stop(housekeeper);
+    printf("a writer's changes without a purge, 1/s\t%.0f\n", (double)r->operations / (3 * RUN_MS / 1000));
+    print_times("a writer's round without a purge", r);
+    munmap(r, sizeof *r);
+}
+
+static void measure_size(void)
+{
+    printf("create, sessions/s\t%.0f\n", sessions / fill());
+    printf("read, sessions/s\t%.0f\n", sessions / read_all());
+    printf("file, MiB\t%.0f\n", (double)file_bytes("sessions.db") / (1 << 20));
+    printf("file, bytes a session\t%" PRId64 "\n", file_bytes("sessions.db") / sessions);
+    measure_writer();
+    measure_purge(1, false);
+    measure_purge(2, true);
+}
+
+static void measure_rates(void)
+{
+    fill();
+    printf("%d sessions of %d bytes: %" PRId64 " bytes of file a session\n", sessions, DOC_BYTES,
+           file_bytes("sessions.db") / sessions);
+    for (int what = 0; what < KINDS; what++)
+        for (int processes = 1; processes <= 4; processes += 3)
+            for (int width = 1; width <= 16; width += 15) run((enum what)what, processes, width);
 }
 
 int main(int argc, char **argv)
 {
     char temporary[] = "/tmp/bench_store_embedded.XXXXXX";
+    bool size = argc > 2 && strcmp(argv[1], "--size") == 0;
+    if (size) {
+        sessions = atoi(argv[2]);
+        argv += 2;
+        argc -= 2;
+    }
     options.dir = argc > 1 ? argv[1] : mkdtemp(temporary);
     options.sync_full = argc > 2 && strcmp(argv[2], "full") == 0;
-    ids = mem_alloc(SESSIONS * sizeof *ids);
+    ids = mem_alloc((size_t)sessions * sizeof *ids);
     memset(doc, 'x', sizeof doc);
     setvbuf(stdout, NULL, _IOLBF, 0);
-    fill();
-    for (int what = 0; what < KINDS; what++)
-        for (int processes = 1; processes <= 4; processes += 3)
-            for (int width = 1; width <= 16; width += 15) run((enum what)what, processes, width);
-    printf("files are in %s\n", options.dir);
+    if (size)
+        measure_size();
+    else
+        measure_rates();
+    if (argc == 1) fprintf(stderr, "files are in %s\n", options.dir);
     free(ids);
     return 0;
 }

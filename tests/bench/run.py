@@ -32,6 +32,8 @@ Benchmarks are named REQUEST-FRONT (get-kept), and besides:
   latency          one request at a time on one kept connection straight to the socket of an idle pool, minus the same
                    to L, minus a bare GET to Redis, one after the other from this process
   replace          kill -9 of a pool's only worker, until the next one answers
+  store-size       the embedded store with 1,000,000 sessions: creating, reading, its file, and how long purging 100,000
+                   expired ones keeps writers waiting (bench_store_embedded --size; TMPDIR=/dev/shm leaves the disk out)
   memory           PSS of a worker that holds 256 connections: each has had one answer and is idle, or all have a
                    request in work at once (Redis is stopped for that moment). Mappings that are shared on purpose
                    (MAP_SHARED: the state file) are left out; pages of programs and libraries count by their share
@@ -68,6 +70,7 @@ import termios
 import time
 
 SESSIONS = 1000
+STORE_SESSIONS = 1_000_000
 CONNECTIONS_HELD = 256  # by the worker whose memory is measured
 TEXTBOOK_WORKERS = 4
 LATENCY_SAMPLES = 2000
@@ -93,6 +96,8 @@ REFERENCES = ("L", "textbook", "textbook-redis", "with Redis", "no cache")
 WITHOUT_REDIS = ("embedded", "L", "textbook", "outage")
 # A figure, at most.
 FIGURE_GOALS = {
+    "purge beside none, turn held, p99.9, ms": 5,
+    "purge beside a writer, turn held, p99.9, ms": 5,
     "a replacement's first answer, ms": 100,
     "first answer over Redis, ms": 50,
     "first answer, embedded store, ms": 50,
@@ -722,6 +727,23 @@ def memory(options):
     return figures
 
 
+def store_size(options):
+    """What bench_store_embedded says, of a new store each round."""
+    figures = collections.defaultdict(list)
+    program = os.path.join(options.build, "tests/bench/bench_store_embedded")
+    sessions = STORE_SESSIONS // 50 if options.short else STORE_SESSIONS
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory(prefix="hyperpage-bench-") as folder:
+            run = subprocess.run([program, "--size", str(sessions), folder], capture_output=True, text=True)
+        if run.returncode != 0:
+            raise Failed(f"{program}: {run.stderr.strip()}")
+        for line in run.stdout.splitlines():
+            title, value = line.split("\t")
+            figures[title].append(float(value))
+        progress()
+    return figures
+
+
 # ---------------------------------------------------------------- report
 
 
@@ -767,7 +789,8 @@ def throughput_table(options, benchmark, runs):
 def figures_table(options, figures):
     yield ["figure", "value"]
     for title, values in figures.items():
-        yield [title, spread(values, 1) + verdict(options, FIGURE_GOALS.get(title), max(values), "<=")]
+        digits = 0 if min(values) >= 1000 else 1
+        yield [title, spread(values, digits) + verdict(options, FIGURE_GOALS.get(title), max(values), "<=")]
 
 
 def print_table(title, rows, markdown):
@@ -824,8 +847,8 @@ def benchmarks():
                 lambda options, measure=measure, request=request: measure(options, request),
                 lambda options, runs, name=name: throughput_table(options, name, runs),
             )
-    for measure in (start, replace, latency, memory):
-        found[measure.__name__] = (measure, figures_table)
+    for measure in (start, replace, latency, memory, store_size):
+        found[measure.__name__.replace("_", "-")] = (measure, figures_table)
     return found
 
 
