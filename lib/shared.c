@@ -69,6 +69,8 @@ void *shared_map(const char *run_dir, const char *name, size_t bytes, int *fd, s
         if (at == MAP_FAILED) {
             err_set(e, ERR_INTERNAL, "%s: cannot be mapped: %s", path, strerror(errno));
             at = NULL;
+        } else {
+            madvise(at, bytes, MADV_RANDOM); /* a process looks at few of its pages, and need not have the others */
         }
     }
     if (at != NULL && fd != NULL)

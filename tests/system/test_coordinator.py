@@ -394,8 +394,9 @@ def test_hostile_messages_are_counted_and_harm_nothing(redis, cluster_of):
             r.call("PUBLISH", ALL, bytes(data))
         wait_until(lambda: metric(node, "coordination_messages_malformed_total") > 1000, "they were read")
         before = node.view()["messages"]["cache_invalidate"]
+        subscriptions = metric(node, "coordination_subscriptions_total")
         r.call("PUBLISH", ALL, b"x" * (3 << 20))
-        wait_until(lambda: metric(node, "coordination_subscriptions_total") == 2, "it does not swallow that")
+        wait_until(lambda: metric(node, "coordination_subscriptions_total") > subscriptions, "it does not swallow that")
         wait_until(lambda: node.view()["subscribed"], "it listens again")
         r.call("PUBLISH", ALL, good)
     wait_until(lambda: node.view()["messages"]["cache_invalidate"] == before + 1, "it still works")
