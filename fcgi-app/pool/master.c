@@ -336,7 +336,7 @@ static void stop(enum stopping how)
     if (m.stopping >= how && m.stopping != STOPPING_NOT) return;
     if (m.new_master > 0 && how != STOPPING_REPLACED) give_up_new_master("the pool stops");
     m.stopping = how;
-    notify_send("STOPPING=1");
+    if (how != STOPPING_REPLACED) notify_send("STOPPING=1"); /* else the service goes on, and we only leave it */
     log_info("pool stops: children=%zu%s", children_count(&m.children), how == STOPPING_REPLACED ? " (a new binary has taken over)" : "");
     atomic_store(&m.slot->state, SLOT_DRAINING);
     for (int s = 0; s < m.children.seats; s++) m.children.seat[s].wanted = false;
