@@ -20,6 +20,7 @@ Q       := $(if $(V),,@)# make V=1 shows the commands
 PYTHON  ?= /usr/bin/python3
 VERSION := 0.1.0
 PREFIX  ?= /usr/local
+export PREFIX DESTDIR SYSCONFDIR
 
 CSTD     := -std=c11 -D_GNU_SOURCE
 WARNINGS := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla
@@ -34,7 +35,7 @@ LDLIBS   := -lfcgi -lhiredis -ljson-c -luuid -lsqlite3 -lpq -lev -lpthread
 ASAN     := BUILD=build/asan OPTIMISE=-O1 SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all"
 
 LIB      := $(BUILD)/libhyperpage.a
-PROGRAMS := $(BUILD)/hyperpage-fcgi $(BUILD)/hyperpage-coordinator
+PROGRAMS := $(BUILD)/hyperpage-fcgi $(BUILD)/hyperpage-coordinator # make install takes each with its unit and its page
 ONLY     ?= test_*
 UNITS    := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,\
               $(filter-out tests/unit/$(WITHOUT).c,$(wildcard $(ONLY:%=tests/unit/%.c))))
@@ -48,8 +49,9 @@ LIB_O    := $(patsubst %,$(BUILD)/lib/%.o,$(filter-out $(HEADERS),$(MODULES)))
 POOL_O   := $(patsubst %,$(BUILD)/fcgi-app/pool/%.o,$(POOL))
 COORDINATOR_O := $(patsubst %,$(BUILD)/fcgi-app/coordinator/%.o,$(COORDINATOR))
 
-.PHONY: all deps run test units system faults nemesis reliability layers reference bench asan tsan fuzz format install clean
-all: $(PROGRAMS)
+.PHONY: all deps run test units system faults nemesis reliability layers reference bench asan tsan fuzz format install uninstall \
+        deb fresh clean
+all: $(PROGRAMS) $(BUILD)/man/hyperpage.conf.5
 
 $(LIB): $(LIB_O)
 	@rm -f $@
@@ -80,6 +82,9 @@ $(BUILD)/fcgi-app/coordinator/schema.o: $(BUILD)/schema.inc
 $(BUILD)/schema.inc: conf/schema/embed.awk $(wildcard conf/schema/*.sql)
 	@mkdir -p $(@D)
 	@awk -f $^ > $@
+$(BUILD)/man/hyperpage.conf.5: docs/man/options.awk conf/reference.md docs/man/hyperpage.conf.mdoc
+	@mkdir -p $(@D)
+	$(Q)awk -f $^ > $@
 -include $(wildcard $(BUILD)/*/*.d $(BUILD)/*/*/*.d)
 
 # --- the two commands of README.md; variables of the command line reach the programs through the environment
@@ -127,7 +132,14 @@ fuzz: # FUZZ_SECONDS of each target
 	  build/fuzz/$$f -max_total_time=$(FUZZ_SECONDS) -max_len=70000 -verbosity=0; done
 format:
 	clang-format -i lib/*.[ch] fcgi-app/*/*.[ch] tests/unit/*.[ch] tests/fuzz/*.c tests/bench/*.[ch]
-install: all
-	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(PROGRAMS)
+install uninstall: all # to DESTDIR, PREFIX and SYSCONFDIR; what goes where: conf/install.sh
+	@MAN=$(BUILD)/man conf/install.sh $@ $(PROGRAMS)
+deb: # BUILD/hyperpage_VERSION_ARCH.deb
+	@conf/deps.sh package
+	@$(MAKE) --no-print-directory all
+	@VERSION=$(VERSION) MAN=$(BUILD)/man conf/debian/build.sh $(BUILD) $(PROGRAMS)
+fresh: # the README's two commands and the package on machines made from nothing; as root, some minutes
+	@conf/deps.sh fresh
+	@$(PYTHON) -B -m pytest -q -s -p no:cacheprovider tests/fresh
 clean:
 	rm -rf build

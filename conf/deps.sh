@@ -2,16 +2,20 @@
 # deps.sh: installs the Debian packages of conf/packages.txt that are missing. If none is, it says nothing and needs no
 # root.
 #
-#   conf/deps.sh run      what `make run` needs
-#   conf/deps.sh test     what `make test` needs
-#   conf/deps.sh tools    everything
+#   conf/deps.sh run        what `make run` needs
+#   conf/deps.sh test       what `make test` needs
+#   conf/deps.sh package    what `make deb` needs
+#   conf/deps.sh fresh      what `make fresh` needs
+#   conf/deps.sh tools      everything else too
 set -eu
 
 case ${1:-} in
     run) groups='build run' ;;
     test) groups='build run test' ;;
-    tools) groups='build run test tools' ;;
-    *) echo "usage: conf/deps.sh run|test|tools" >&2; exit 2 ;;
+    package) groups='build package' ;;
+    fresh) groups='build run test package fresh' ;;
+    tools) groups='build run test package fresh tools' ;;
+    *) echo "usage: conf/deps.sh run|test|package|fresh|tools" >&2; exit 2 ;;
 esac
 
 wanted=$(awk -v groups=" $groups " '
