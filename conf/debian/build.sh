@@ -26,7 +26,7 @@ mv "$root/usr/share/doc/hyperpage/LICENSE" "$root/usr/share/doc/hyperpage/copyri
 
 # The programs' units, sockets first: a start in this order never finds a pool without its socket. The pool takes over
 # from itself at an upgrade, what else runs is restarted.
-units= restarted=
+units='' restarted=''
 for program in "$@"; do
     name=${program##*/}
     for unit in "$name.socket" "$name.service"; do

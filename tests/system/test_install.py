@@ -1,0 +1,166 @@
+"""make install: what it puts where, and that this works: the units, the pool as its unit starts it, lighttpd's
+configuration, the man pages. On a machine with systemd and dpkg it is tests/fresh that looks (`make fresh`)."""
+
+import grp
+import os
+import pwd
+import re
+import shlex
+import signal
+import subprocess
+
+import pytest
+
+from servers import BUILD, REPO, Pool, Server, accepts, ask, free_port, wait_until
+
+PROGRAMS = sorted(path.name for path in (REPO / "docs/man").glob("*.8") if (BUILD / path.stem).exists())
+
+
+def make(goal, **variables):
+    words = [f"{name}={value}" for name, value in {"BUILD": BUILD, **variables}.items()]
+    done = subprocess.run(["make", "-s", "-C", REPO, goal, *words], text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+class Installed:
+    """Installed for real, below the test's folder: no DESTDIR, so that what the files say about each other is true."""
+
+    def __init__(self, folder):
+        self.where = {"PREFIX": folder / "usr", "SYSCONFDIR": folder / "etc"}
+        self.prefix, self.etc = self.where.values()
+        self.conf = self.etc / "hyperpage/hyperpage.conf"
+        self.units = self.prefix / "lib/systemd/system"
+        make("install", **self.where)
+
+    def files(self):
+        return sorted(str(path.relative_to(self.prefix.parent)) for path in self.prefix.parent.rglob("*") if path.is_file())
+
+    def unit(self, name, key):
+        """The values of a key of a unit."""
+        return re.findall(rf"^{key}=(.*)$", (self.units / name).read_text(), re.M)
+
+
+@pytest.fixture
+def installed(folder):
+    return Installed(folder)
+
+
+def test_installs_what_a_machine_needs_and_takes_it_away_again(folder, installed):
+    files = installed.files()
+    for name in ("etc/hyperpage/hyperpage.conf", "etc/hyperpage/lighttpd.conf", "etc/hyperpage/nginx.conf", "etc/logrotate.d/hyperpage",
+                 "usr/bin/hyperpage-fcgi", "usr/lib/systemd/system/hyperpage-fcgi.socket", "usr/lib/sysusers.d/hyperpage.conf",
+                 "usr/lib/tmpfiles.d/hyperpage.conf", "usr/share/hyperpage/errors/503.html",
+                 "usr/share/man/man5/hyperpage.conf.5", "usr/share/man/man8/hyperpage-fcgi.8"):
+        assert name in files
+    assert not [name for name in files if name.endswith(".new")]
+    make("uninstall", **installed.where)
+    assert installed.files() == []
+    assert not (installed.etc / "hyperpage").exists() and not (installed.prefix / "share/hyperpage").exists()
+
+
+def test_destdir_stands_before_everything(folder):
+    make("install", DESTDIR=folder / "root")
+    assert (folder / "root/usr/local/bin/hyperpage-fcgi").exists() and (folder / "root/etc/hyperpage/hyperpage.conf").exists()
+    assert str(folder) not in (folder / "root/etc/hyperpage/lighttpd.conf").read_text()
+    make("uninstall", DESTDIR=folder / "root")
+    assert not [path for path in (folder / "root").rglob("*") if path.is_file()]
+
+
+def test_a_configuration_that_was_changed_is_kept(installed):
+    installed.conf.write_text("WORKERS=3\n")
+    assert "stays as it is" in make("install", **installed.where)
+    assert installed.conf.read_text() == "WORKERS=3\n"
+    assert (installed.etc / "hyperpage/hyperpage.conf.new").read_text().startswith("# hyperpage.conf")
+    make("uninstall", **installed.where)
+    assert installed.files() == ["etc/hyperpage/hyperpage.conf"]
+
+
+def test_systemd_has_nothing_to_say_about_the_units(installed):
+    units = [path for path in installed.units.iterdir() if path.is_file()]
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", *units], text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_services_are_left_nothing_that_they_do_not_need(installed):
+    names = [path.name for path in installed.units.glob("*.service")]
+    assert names
+    root = installed.prefix.parent / "root"
+    make("install", DESTDIR=root)
+    for name in names:
+        done = subprocess.run(["systemd-analyze", "security", "--offline=true", f"--root={root}", "--threshold=20", name],
+                              text=True, capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def test_the_pool_serves_as_its_unit_starts_it(folder, servers, installed):
+    """The command of the unit, and the socket as systemd passes it: LISTEN_FDS."""
+    for key, value in {"RUN_DIR": folder / "run", "STATE_DIR": folder / "state", "WORKERS": 2}.items():
+        with installed.conf.open("a") as f:
+            f.write(f"{key}={value}\n")
+    command = shlex.split(installed.unit("hyperpage-fcgi.service", "ExecStart")[0])
+    assert command[0] == str(installed.prefix / "bin/hyperpage-fcgi")
+    assert os.stat(installed.conf).st_mode & 0o777 == 0o640
+    pool = Pool(folder, "unit", LISTEN=f"unix:{folder}/fcgi.sock")
+    pool.command = ["systemd-socket-activate", f"--listen={folder}/fcgi.sock", *command]
+    pool.env = {"PATH": os.environ["PATH"]}
+    servers.enter_context(pool)
+    assert "pool serves: listen=\"descriptor 3\" workers=2" in pool.log()
+    assert pool.ask("GET", "/api/sessions").status == 200
+
+
+class Lighttpd(Server):
+    def __init__(self, folder, installed, pool):
+        self.port = free_port()
+        super().__init__(folder, "lighttpd", ["/usr/sbin/lighttpd", "-D", "-f", installed.etc / "hyperpage/lighttpd.conf"],
+                         {"PORT": self.port, "BIND": "127.0.0.1", "LISTEN": f"unix:{pool.address}", "LOG_DIR": folder})
+
+    def is_ready(self):
+        return accepts(("127.0.0.1", self.port))
+
+
+def test_lighttpd_serves_from_its_installed_configuration(folder, servers, installed, pool):
+    front = servers.enter_context(Lighttpd(folder, installed, pool))
+    assert ask(front.port, "GET", "/api/sessions").status == 200
+    assert ask(front.port, "GET", "/elsewhere").json["error"]["code"] == "NOT_FOUND"  # conf/errors, wherever it lies now
+
+
+def test_the_man_pages_have_no_fault_and_name_each_other(installed):
+    pages = {path.name: path for path in (installed.prefix / "share/man").rglob("*.[1-8]")}
+    assert {"hyperpage.conf.5", *PROGRAMS} == set(pages)
+    done = subprocess.run(["mandoc", "-Tlint", *pages.values()], text=True, capture_output=True, check=False)
+    faults = [line for line in done.stdout.splitlines() if "referenced manual not found" not in line]
+    assert faults == []
+    for page in pages.values():
+        for name, section in re.findall(r"^\.Xr (hyperpage\S*) (\d)", page.read_text(), re.M):
+            assert (REPO / f"docs/man/{name}.{section}").exists() or f"{name}.{section}" in pages
+
+
+def test_the_man_page_of_the_file_holds_every_option(installed):
+    page = (installed.prefix / "share/man/man5/hyperpage.conf.5").read_text()
+    options = re.findall(r"^\| `([A-Z_]+)`", (REPO / "conf/reference.md").read_text(), re.M)
+    assert options and re.findall(r"^\.It Ev (\S+)$", page, re.M) == options
+
+
+def test_after_a_rotation_the_pool_writes_a_new_file(folder, servers, installed):
+    (folder / "log").mkdir(mode=0o750)
+    log, conf = folder / "log/hyperpage.log", folder / "logrotate.conf"
+    text = (installed.etc / "logrotate.d/hyperpage").read_text().partition("/var/log/hyperpage-web")[0]
+    user = f"su {pwd.getpwuid(os.geteuid()).pw_name} {grp.getgrgid(os.getegid()).gr_name}"
+    for old, new in ("/var/log/hyperpage", folder / "log"), ("/run/hyperpage", folder / "run"), ("su hyperpage hyperpage", user):
+        assert old in text
+        text = text.replace(old, str(new))
+    conf.write_text(text)
+    pool = servers.enter_context(Pool(folder, LOG_FILE=log))
+    wait_until(lambda: "pool serves" in log.read_text(), "the file has something in it")
+    subprocess.run(["/usr/sbin/logrotate", "--force", "--state", folder / "rotated", conf], check=True)
+    pool.signal(signal.SIGTTIN)
+    wait_until(lambda: "number of workers changed" in log.read_text(), "the new file is written")
+    assert "pool serves" in log.with_suffix(".log.1").read_text() and "pool serves" not in log.read_text()
+
+
+def test_the_scripts_have_no_fault():
+    scripts = [path for path in REPO.glob("conf/**/*") if path.is_file() and path.read_bytes()[:2] == b"#!"]
+    assert len(scripts) >= 6
+    done = subprocess.run(["shellcheck", "--severity=warning", *scripts], text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout
