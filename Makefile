@@ -132,14 +132,15 @@ fuzz: # FUZZ_SECONDS of each target
 	  build/fuzz/$$f -max_total_time=$(FUZZ_SECONDS) -max_len=70000 -verbosity=0; done
 format:
 	clang-format -i lib/*.[ch] fcgi-app/*/*.[ch] tests/unit/*.[ch] tests/fuzz/*.c tests/bench/*.[ch]
-install uninstall: all # to DESTDIR, PREFIX and SYSCONFDIR; what goes where: conf/install.sh
+install: all
+install uninstall: # to DESTDIR, PREFIX and SYSCONFDIR; what goes where: conf/install.sh
 	@MAN=$(BUILD)/man conf/install.sh $@ $(PROGRAMS)
 deb: # BUILD/hyperpage_VERSION_ARCH.deb
 	@conf/deps.sh package
 	@$(MAKE) --no-print-directory all
 	@VERSION=$(VERSION) MAN=$(BUILD)/man conf/debian/build.sh $(BUILD) $(PROGRAMS)
-fresh: # the README's two commands and the package on machines made from nothing; as root, some minutes
+fresh: # the README's commands and the package on machines made from nothing; as root. QUICK=1: without `make test`
 	@conf/deps.sh fresh
-	@$(PYTHON) -B -m pytest -q -s -p no:cacheprovider tests/fresh
+	@HYPERPAGE_BUILD=$(BUILD) $(PYTHON) -B -m pytest -q -s -p no:cacheprovider tests/fresh $(if $(QUICK),-k "not second_command")
 clean:
 	rm -rf build

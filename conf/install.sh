@@ -27,8 +27,8 @@ table() { # PROGRAM...
         texts "$systemd" conf/systemd/"$name".*
         texts "$share/man/man8" docs/man/"$name".8
     done
-    texts "$share/man/man5" "$MAN"/*.5
     cat << TABLE
+text 644 $MAN/hyperpage.conf.5 $share/man/man5/hyperpage.conf.5
 config 640 conf/hyperpage.conf $SYSCONFDIR/hyperpage/hyperpage.conf
 config 644 lighttpd.conf $SYSCONFDIR/hyperpage/lighttpd.conf
 config 644 conf/nginx.conf $SYSCONFDIR/hyperpage/nginx.conf

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "tests/system"))
@@ -16,14 +17,29 @@ from servers import children, name_of, wait_until  # noqa: E402
 
 SUITE = "bookworm"
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "hyperpage"
-NSPAWN = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--resolv-conf=copy-host", "--timezone=off"]
+
+
+PREFIX = f"hyperpage-{os.getpid()}"
+
+
+def nspawn():
+    """systemd-nspawn, under a name of its own each time."""
+    return ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--resolv-conf=copy-host", "--timezone=off",
+            f"--machine={PREFIX}-{uuid.uuid4().hex[:12]}"]
+
+
+def sweep():
+    """Where /run is no tmpfs, systemd-nspawn leaves an empty folder there each time."""
+    for left in pathlib.Path("/run/systemd/nspawn/propagate").glob(f"{PREFIX}-*"):
+        left.rmdir()
 
 
 def run(*command, **more):
-    """A command that must succeed; its output only if it does not."""
-    done = subprocess.run([str(word) for word in command], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          stdin=subprocess.DEVNULL, check=False, **more)
-    assert done.returncode == 0, f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-10000:]}"
+    """A command that must succeed; returns its standard output."""
+    done = subprocess.run([str(word) for word in command], text=True, stdin=subprocess.DEVNULL, capture_output=True,
+                          check=False, **more)
+    said = (done.stdout + done.stderr)[-10000:]
+    assert done.returncode == 0, f"{' '.join(map(str, command))} ended with {done.returncode}:\n{said}"
     return done.stdout
 
 
@@ -74,14 +90,16 @@ class Machine:
     def __exit__(self, *_):
         self.halt()
         shutil.rmtree(self.root)
+        sweep()
 
     def command(self, *words):
         words = [str(word) for word in words]
         if self.booted is None:
-            return [*NSPAWN, "--as-pid2", "--directory", str(self.root), "--", *words]
+            return [*nspawn(), "--as-pid2", "--directory", str(self.root), "--", *words]
         return ["nsenter", "--target", str(self.init), "--mount", "--uts", "--ipc", "--pid", "--root", "--wd", *words]
 
     def call(self, *words, **more):
+        """A command that must succeed, in the machine; returns what it says."""
         return run(*self.command(*words), **more)
 
     def install(self, *packages):
@@ -91,7 +109,7 @@ class Machine:
     def boot(self):
         log = (self.root.parent / "boot.log").open("wb")
         with contextlib.closing(log):
-            self.booted = subprocess.Popen([*NSPAWN, "--boot", "--directory", str(self.root)], stdin=subprocess.DEVNULL,
+            self.booted = subprocess.Popen([*nspawn(), "--boot", "--directory", str(self.root)], stdin=subprocess.DEVNULL,
                                            stdout=log, stderr=log)
         self.init = wait_until(lambda: next((p for p in children(self.booted.pid) if name_of(p) == "systemd"), None),
                                "the machine's init runs", 30)

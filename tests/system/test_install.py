@@ -105,7 +105,7 @@ def test_the_pool_serves_as_its_unit_starts_it(folder, servers, installed):
     pool.command = ["systemd-socket-activate", f"--listen={folder}/fcgi.sock", *command]
     pool.env = {"PATH": os.environ["PATH"]}
     servers.enter_context(pool)
-    assert "pool serves: listen=\"descriptor 3\" workers=2" in pool.log()
+    wait_until(lambda: "pool serves: listen=\"descriptor 3\" workers=2" in pool.log(), "the pool serves on what it was given")
     assert pool.ask("GET", "/api/sessions").status == 200
 
 
