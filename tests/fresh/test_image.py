@@ -118,6 +118,7 @@ def test_serves_as_the_compose_file_says(image, folder):
             return started.enter_context(Service(image, name, services[name], folder, **changed))
         start("redis", REDIS_PORT=redis_port)
         start("workers")
+        start("coordinator")
         web = start("web", PORT=web_port, BIND="127.0.0.1")
         wait_until(lambda: accepts(("127.0.0.1", web_port)), "the web server listens")
         reply = ask(web_port, "GET", "/api/sessions")
@@ -127,5 +128,6 @@ def test_serves_as_the_compose_file_says(image, folder):
         assert "noeviction" in run(*cli, "config", "get", "maxmemory-policy")
         assert "not-so-secret" not in run("ps", "-eo", "args")
         wait_until(lambda: "GET /api/sessions 200" in web.log(), "the access log is the container's output")
-        revoke = ask(web_port, "GET", "/api/admin/sessions?userId=u", headers={"Authorization": "Bearer admin"})
-        assert revoke.status == 200, "the secret's file has been read"
+        wait_until(lambda: ask(web_port, "GET", "/api/coordination").json["leader"].get("leaderId") == "prod-1", "this node leads")
+        listed = ask(web_port, "GET", "/api/admin/sessions?userId=u", headers={"Authorization": "Bearer admin"})
+        assert listed.status == 200, "the secret's file has been read"

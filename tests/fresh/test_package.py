@@ -11,7 +11,7 @@ from machine import REPO, Machine, run
 from servers import BUILD, accepts, alive, ask, children, free_port, name_of, wait_until
 from load import Load, failures
 
-UNITS = ["hyperpage-fcgi.socket", "hyperpage-fcgi.service"]
+UNITS = ["hyperpage-fcgi.socket", "hyperpage-fcgi.service", "hyperpage-coordinator.service"]
 MAN = BUILD / "man"
 
 
@@ -101,7 +101,7 @@ def test_systemd_has_nothing_to_say_about_the_units(host):
 
 @pytest.mark.parametrize("version", [1, 0], ids=["upgrade", "roll back"])
 def test_another_version_takes_over_without_a_failed_request(host, packages, version):
-    before = host.master()
+    before, coordinator = host.master(), host.show("hyperpage-coordinator.service", "MainPID")
     with Load(host.port, 16) as load:
         host.change_to(packages[version])
         wait_until(lambda: host.master() != before, "systemd knows the new master")
@@ -110,6 +110,7 @@ def test_another_version_takes_over_without_a_failed_request(host, packages, ver
     assert failures(figures) == (0, 0), figures["first_failures"]
     assert figures["requests"] > 100
     assert host.call("readlink", f"/proc/{host.master()}/exe").strip() == "/usr/bin/hyperpage-fcgi"
+    assert host.show("hyperpage-coordinator.service", "MainPID") not in ("0", coordinator)
 
 
 @pytest.mark.parametrize("verb", ["reload", "restart"])
@@ -162,6 +163,7 @@ def test_logs_are_rotated_and_written_on(host):
 def test_purge_leaves_nothing(host):
     (host.root / "var/lib/hyperpage/kept").touch()
     host.call("dpkg", "--remove", "hyperpage")
+    assert [pid for pid in children(host.init) if name_of(pid).startswith("hyperpage")] == []
     assert (host.root / "etc/hyperpage/hyperpage.conf").exists() and (host.root / "var/lib/hyperpage/kept").exists()
     assert host.processes() == []
     host.call("dpkg", "--purge", "hyperpage")

@@ -13,7 +13,7 @@ from servers import REPO, Redis
 KINDS = ["prod", "staging"]
 PORTS = {"prod": (8080, 8081), "staging": (8090, 8091)}
 OURS = ("hyperpage-fcgi", "hyperpage-coordinator")
-COMING = {"DATABASE_URL", "POD_NAME"}  # options of the coordinator
+COMING = {"DATABASE_URL"}  # of what the coordinator is to do in PostgreSQL
 
 
 @functools.cache
