@@ -3,6 +3,7 @@ seen without an init that is process 1: that the units work, and that the pool o
 
 import os
 import pathlib
+import re
 import subprocess
 
 import pytest
@@ -170,3 +171,17 @@ def test_purge_leaves_nothing(host):
     left = host.call("find", "/etc", "/run", "/usr", "/var", "-name", "*hyperpage*", "-not", "-path", "/etc/systemd/*",
                      "-not", "-path", "/run/systemd/*", "-not", "-path", "/run/log/*")
     assert left == "", left
+
+
+def test_without_dpkg_it_serves_as_the_documentation_says(host):
+    """On the same machine, which has the libraries."""
+    text = (REPO / "docs/operations.md").read_text()
+    install, *commands = next(block for block in re.findall(r"^```sh\n(.*?)\n```$", text, re.M | re.S) if "make install" in block).split("\n")
+    run("sh", "-c", install.replace("make", f"make -s -C '{REPO}' BUILD='{BUILD}' DESTDIR='{host.root}'"))
+    host.call("sh", "-c", "\n".join(["set -e", *commands]))
+    for unit in UNITS:
+        assert host.show(unit, "ActiveState") == "active", host.call("systemctl", "status", unit)
+    host.call("systemctl", "start", "lighttpd-hyperpage.service")
+    wait_until(lambda: accepts(("127.0.0.1", host.port)), "lighttpd listens")
+    assert host.answers()
+    assert host.call("readlink", f"/proc/{host.master()}/exe").strip() == "/usr/local/bin/hyperpage-fcgi"
