@@ -13,7 +13,6 @@ from servers import REPO, Redis
 KINDS = ["prod", "staging"]
 PORTS = {"prod": (8080, 8081), "staging": (8090, 8091)}
 OURS = ("hyperpage-fcgi", "hyperpage-coordinator")
-COMING = {"DATABASE_URL"}  # of what the coordinator is to do in PostgreSQL
 
 
 @functools.cache
@@ -73,7 +72,7 @@ def test_a_secret_that_is_named_is_there(composed):
 
 
 def test_the_environment_holds_options_that_exist(composed):
-    known = set(re.findall(r"^\| `([A-Z_]+)`", (REPO / "conf/reference.md").read_text(), re.M)) | COMING
+    known = set(re.findall(r"^\| `([A-Z_]+)`", (REPO / "conf/reference.md").read_text(), re.M))
     for name, service in composed["services"].items():
         if service.get("command", [""])[0] in OURS:
             assert {key.removesuffix("_FILE") for key in service["environment"]} <= known, name
