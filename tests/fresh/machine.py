@@ -83,6 +83,7 @@ class Machine:
         self.root.mkdir()
         run("tar", "-C", self.root, "-xf", base())
         (self.root / "etc/apt/sources.list").write_text(apt_sources())
+        (self.root / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")  # as Debian's installer does
 
     def __enter__(self):
         return self
