@@ -18,6 +18,7 @@ BUILD   ?= build
 CC      ?= cc
 Q       := $(if $(V),,@)# make V=1 shows the commands
 PYTHON  ?= /usr/bin/python3
+SIDE_BY_SIDE ?= 4# files of system tests that run at once: they mostly wait
 VERSION := 0.1.0
 PREFIX  ?= /usr/local
 export PREFIX DESTDIR SYSCONFDIR
@@ -104,7 +105,7 @@ test:
 units: $(UNITS)
 	@set -e; for t in $(UNITS); do echo "== $$t"; $$t; done
 system: all $(PROBES) faults
-	@HYPERPAGE_BUILD=$(BUILD) $(PYTHON) -B -m pytest -q -p no:cacheprovider tests/system
+	@HYPERPAGE_BUILD=$(BUILD) $(PYTHON) -B -m pytest -q -p no:cacheprovider -n $(SIDE_BY_SIDE) --dist loadfile tests/system
 faults: # the pool with the places of lib/fault.h at which a test may kill it
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/faults FAULTS=-DHYPERPAGE_FAULTS all
 reliability: all $(PROBES) # the long form of the outages, and the table of docs/reliability.md
