@@ -190,13 +190,16 @@ static void pid_file_path(char path[4096])
     snprintf(path, 4096, "%s/pool.pid", m.o->config->run_dir);
 }
 
+/* Written beside and moved there: a script that reads it finds one pid or the other, and never half of one. */
 static void write_pid_file(void)
 {
-    char path[4096];
+    char path[4096], fresh[4096 + 4];
     pid_file_path(path);
-    FILE *f = fopen(path, "we");
-    if (f == NULL || fprintf(f, "%d\n", (int)getpid()) < 0) log_warn("pid file cannot be written: path=\"%s\"", path);
-    if (f != NULL) fclose(f);
+    snprintf(fresh, sizeof fresh, "%s.new", path);
+    FILE *f = fopen(fresh, "we");
+    bool ok = f != NULL && fprintf(f, "%d\n", (int)getpid()) > 0;
+    if (f != NULL && fclose(f) != 0) ok = false;
+    if (!ok || rename(fresh, path) != 0) log_warn("pid file cannot be written: path=\"%s\"", path);
 }
 
 static void remove_pid_file(void)
