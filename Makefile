@@ -18,7 +18,7 @@ BUILD   ?= build
 CC      ?= cc
 Q       := $(if $(V),,@)# make V=1 shows the commands
 PYTHON  ?= /usr/bin/python3
-SIDE_BY_SIDE ?= 4# files of system tests that run at once: they mostly wait
+SIDE_BY_SIDE ?= 3# files of system tests that run at once: they mostly wait
 VERSION := 0.1.0
 PREFIX  ?= /usr/local
 export PREFIX DESTDIR SYSCONFDIR

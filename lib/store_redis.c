@@ -146,13 +146,19 @@ static struct before look_before(struct store_redis *sr, const char *id)
     return (struct before){ epoch, find_copy(sr, id, &copy) && copy.proven && copy.expires_at_ms != 0 };
 }
 
+/* Is a proven copy what Redis holds? */
+static bool is_coherent(const struct store_redis *sr)
+{
+    return sr->o.coherence != NULL &&
+           clock_mono_ms() - coordination_stamped_ms(sr->o.coherence) <= COORDINATION_COHERENT_MS;
+}
+
 /* Can the copy be the answer? It is in sr->copy then. */
 static bool believe_copy(struct store_redis *sr, const char *id, int64_t roll_ms, struct store_result *res)
 {
     struct session_copy copy;
     if (sr->o.copies == NULL || sr->o.coherence == NULL) return false;
-    bool coherent = clock_mono_ms() - coordination_stamped_ms(sr->o.coherence) <= COORDINATION_COHERENT_MS;
-    bool good = coherent && find_copy(sr, id, &copy) && copy.proven && copy.expires_at_ms != 0 &&
+    bool good = is_coherent(sr) && find_copy(sr, id, &copy) && copy.proven && copy.expires_at_ms != 0 &&
                 (roll_ms <= 0 || copy.expires_at_ms - clock_wall_ms() >= roll_ms - roll_ms / 10);
     metrics_add(good ? METRIC_cache_hits_total : METRIC_cache_misses_total, 1);
     if (good) *res = (struct store_result){ .found = true, .expires_at_ms = copy.expires_at_ms };
@@ -185,7 +191,8 @@ static void keep_read(struct store_redis *sr, const char *id, const struct befor
 static void keep_written(struct store_redis *sr, const char *id, uint64_t epoch, struct bytes doc,
                          int64_t expires_at_ms)
 {
-    if (sr->o.copies != NULL && !session_cache_note_write(sr->o.copies, id, doc, expires_at_ms, epoch)) refill(sr, id);
+    if (sr->o.copies == NULL || session_cache_note_write(sr->o.copies, id, doc, expires_at_ms, epoch)) return;
+    if (!is_coherent(sr)) refill(sr, id); /* else it may just be the echo of an earlier write, and the next read fills */
 }
 
 static void forget_copy(struct store_redis *sr, const char *id)

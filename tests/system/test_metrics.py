@@ -172,8 +172,13 @@ def test_restarts_are_counted_by_cause(folder, servers):
 
     def kill(role):
         os.kill(next(p for p in children(pool.pid) if name_of(p) == f"fcgi-{role}"), signal.SIGKILL)
+
+    def all_serve():
+        workers = json.loads(pool.ask("GET", "/api/health").body)["workers"]
+        return workers["total"] == workers["idle"] + workers["busy"] == 2
+    wait_until(all_serve, "both serve")
     kill("worker")
-    wait_until(lambda: count("signal") == 1, "a killed one is counted")
+    wait_until(lambda: count("signal") == 1 and all_serve(), "a killed one is counted and replaced")
     kill("keeper")
     wait_until(lambda: metric(pool, "keeper_restarts_total") == 1, "a killed keeper is counted")
     pool.signal(signal.SIGHUP)

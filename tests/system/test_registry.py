@@ -273,6 +273,7 @@ def test_rate_limits_reach_the_database_and_every_later_start(database, start, r
                  "WHERE key = 'github:core'", later)
     start("other", STATE_DIR=node.folder / "other-state")
     wait_until(lambda: len(limits(database)) == 2, "it works")
+    wait_until(lambda: subscribed(redis), "it listens")
     sync(redis, platform="gitlab", usage=1)
     wait_until(lambda: len(limits(database)) == 3, "it writes")
     assert limits(database)[0][1] == 77, "what it has loaded is not older than what it would write"

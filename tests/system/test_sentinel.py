@@ -130,7 +130,7 @@ def assert_comes_back_as_a_replica(old, pool, session_id):
 
 
 def test_a_replica_that_is_away_makes_confirmed_writes_wait_and_nothing_else(folder, servers, watched):
-    pool = make_pool(folder, servers, watched.url(), SESSION_REDIS_WAIT_REPLICAS=1)
+    pool = make_pool(folder, servers, watched.url(), SESSION_REDIS_WAIT_REPLICAS=1, REDIS_TIMEOUT_MS=1000)
     session_id = create(pool)
     watched.replica().stop()
     started = time.monotonic()
@@ -138,7 +138,7 @@ def test_a_replica_that_is_away_makes_confirmed_writes_wait_and_nothing_else(fol
     took = time.monotonic() - started
     assert answer.status == 503 and answer.headers["Retry-After"]
     assert "not confirmed by 1 replicas, only by 0" in pool.log()
-    assert took < 0.2 * 2, "WAIT is answered before the connection is given up"
+    assert took < 1 * 2, "WAIT is answered before the connection is given up"
     assert pool.ask("GET", f"/api/sessions/{session_id}").status == 200
     assert pool.ask("GET", "/api/health/ready").status == 200
     assert metric(pool, "redis_errors_total", kind="timeout") == 0

@@ -20,8 +20,9 @@ class TwoNodes(Single):
 
     def __init__(self, folder, servers, workers=2):
         super().__init__(folder, servers)
+        # Long timeouts: a busy machine is no outage.
         self.connected, self.cut = (servers.enter_context(Pool(
-            folder, name, WORKERS=workers, REDIS_URL=url, RUN_DIR=folder / f"{name} run", STATE_DIR=folder / f"{name} state"))
+            folder, name, WORKERS=workers, REDIS_URL=url, REDIS_TIMEOUT_MS=1000, RUN_DIR=folder / f"{name} run", STATE_DIR=folder / f"{name} state"))
             for name, url in (("connected", self.redis.url), ("cut", self.proxy.url)))
 
     def make_known(self, count):
