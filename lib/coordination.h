@@ -1,5 +1,5 @@
 /* coordination.h: what the coordinator knows of the cluster, for all processes of the node: the file
- * RUN_DIR/coordination-1, mapped by all. One writer, the coordinator; readers never wait, whatever becomes of it. */
+ * RUN_DIR/coordination-2, mapped by all. One writer, the coordinator; readers never wait, whatever becomes of it. */
 #ifndef HYPERPAGE_COORDINATION_H
 #define HYPERPAGE_COORDINATION_H
 
@@ -74,8 +74,6 @@ struct coordination_limits {
         int64_t usage_permille;   /* -1: not known */
         int64_t retry_after_s;    /* 0: may be asked */
         int64_t updated_ms;       /* wall */
-        int64_t hits;             /* reports of nothing remaining */
-        int64_t retries;          /* reports with a time to wait */
     } limit[COORDINATION_MOST_LIMITS];
 };
 void coordination_read_limits(const struct coordination *c, struct coordination_limits *out);

@@ -20,6 +20,7 @@ enum http_method http_method_of(struct bytes name);
     ENDPOINT(ADMIN_SESSIONS, "/api/admin/sessions")                                                                    \
     ENDPOINT(ADMIN_MESSAGES, "/api/admin/coordination/messages")                                                       \
     ENDPOINT(COORDINATION, "/api/coordination")                                                                        \
+    ENDPOINT(RATE_LIMIT, "/api/rate-limit/*")                                                                          \
     ENDPOINT(HEALTH, "/api/health")                                                                                    \
     ENDPOINT(LIVE, "/api/health/live")                                                                                 \
     ENDPOINT(READY, "/api/health/ready")                                                                               \

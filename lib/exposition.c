@@ -78,10 +78,11 @@ static const struct {
     const char *family, *labels, *help; /* help "": of the family before */
     bool timed;
 } rows[] = {
-#define METRIC(name, help)                   { "hyperpage_" #name, "", help, false },
-#define KEPT(name, help)                     { #name, "", help, false },
-#define LABELLED(name, family, labels, help) { "hyperpage_" #family, labels, help, false },
-#define TIMED(name, family, labels, help)    { "hyperpage_" #family, labels, help, true },
+#define METRIC(name, help)                        { "hyperpage_" #name, "", help, false },
+#define KEPT(name, help)                          { #name, "", help, false },
+#define LABELLED(name, family, labels, help)      { "hyperpage_" #family, labels, help, false },
+#define KEPT_LABELLED(name, family, labels, help) { #family, labels, help, false },
+#define TIMED(name, family, labels, help)         { "hyperpage_" #family, labels, help, true },
 #include "metrics.def"
 };
 

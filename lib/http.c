@@ -348,8 +348,7 @@ void response_header(struct response *rs, const char *name, const char *value)
         rs->headers.data[rs->headers.len = before] = '\0'; /* half a header would swallow the head's end */
 }
 
-bool response_fault(struct response *rs, int status, const char *code, const char *message,
-                    const struct json_fault *fault)
+bool response_details(struct response *rs, int status, const char *code, const char *message, struct bytes details)
 {
     rs->status = status;
     rs->content_type = "application/json; charset=utf-8";
@@ -358,20 +357,29 @@ bool response_fault(struct response *rs, int status, const char *code, const cha
     buf_json_string(&rs->body, bytes_of(code));
     buf_puts(&rs->body, ",\"message\":");
     buf_json_string(&rs->body, bytes_of(message));
-    if (fault != NULL) {
-        buf_puts(&rs->body, ",\"details\":{\"pointer\":");
-        buf_json_string(&rs->body, bytes_of(fault->pointer));
-        buf_puts(&rs->body, ",\"reason\":");
-        buf_json_string(&rs->body, bytes_of(fault->reason));
-        buf_puts(&rs->body, "}");
-    }
+    if (details.len > 0) buf_puts(&rs->body, ",\"details\":");
+    buf_add(&rs->body, details);
     buf_puts(&rs->body, "}}");
+    return true;
+}
+
+bool response_fault(struct response *rs, int status, const char *code, const char *message,
+                    const struct json_fault *fault)
+{
+    struct buf details = BUF_INIT(4096);
+    buf_puts(&details, "{\"pointer\":");
+    buf_json_string(&details, bytes_of(fault->pointer));
+    buf_puts(&details, ",\"reason\":");
+    buf_json_string(&details, bytes_of(fault->reason));
+    buf_puts(&details, "}");
+    response_details(rs, status, code, message, buf_bytes(&details));
+    buf_done(&details);
     return true;
 }
 
 bool response_error(struct response *rs, int status, const char *code, const char *message)
 {
-    return response_fault(rs, status, code, message, NULL);
+    return response_details(rs, status, code, message, (struct bytes){ NULL, 0 });
 }
 
 static const struct {
@@ -381,7 +389,8 @@ static const struct {
     { 200, "OK" }, { 201, "Created" }, { 304, "Not Modified" }, { 400, "Bad Request" }, { 401, "Unauthorized" },
     { 403, "Forbidden" }, { 404, "Not Found" }, { 405, "Method Not Allowed" }, { 412, "Precondition Failed" },
     { 413, "Content Too Large" }, { 415, "Unsupported Media Type" }, { 429, "Too Many Requests" },
-    { 431, "Request Header Fields Too Large" }, { 500, "Internal Server Error" }, { 503, "Service Unavailable" },
+    { 431, "Request Header Fields Too Large" }, { 500, "Internal Server Error" }, { 502, "Bad Gateway" },
+    { 503, "Service Unavailable" },
 };
 
 void response_head(const struct response *rs, struct buf *out)

@@ -79,6 +79,9 @@ void response_header(struct response *rs, const char *name, const char *value);
  * that a handler can end in `return response_error(...)`. */
 bool response_error(struct response *rs, int status, const char *code, const char *message);
 
+/* The same with "details", a JSON object; no bytes: without. */
+bool response_details(struct response *rs, int status, const char *code, const char *message, struct bytes details);
+
 /* The same with "details":{"pointer":...,"reason":...}. */
 bool response_fault(struct response *rs, int status, const char *code, const char *message,
                     const struct json_fault *fault);

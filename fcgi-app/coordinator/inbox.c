@@ -7,6 +7,7 @@
 #include "mem.h"
 #include "metrics.h"
 #include "operations.h"
+#include "platforms.h"
 #include "redis_keys.h"
 #include "session_cache.h"
 #include "span.h"
@@ -237,6 +238,7 @@ static void cache_invalidate(struct inbox *ib, const struct message *m)
 static void rate_limit_sync(struct inbox *ib, const struct message *m)
 {
     struct message_limit said;
+    enum platform platform;
     if (!message_limit_read(m->payload, &said)) return;
     if (!ib->limits_changed) coordination_read_limits(ib->co->coordination, &ib->limits); /* rate_limits writes too */
     struct coordination_limit *row = coordination_limit_row(&ib->limits, said.platform, said.endpoint);
@@ -246,9 +248,10 @@ static void rate_limit_sync(struct inbox *ib, const struct message *m)
     if (said.usage_permille >= 0) row->usage_permille = said.usage_permille;
     row->retry_after_s = said.retry_after_s;
     row->updated_ms = clock_wall_ms();
-    row->hits += said.remaining == 0;
-    row->retries += said.retry_after_s > 0;
     ib->limits_changed = true;
+    if (!platform_of(said.platform, &platform)) return;
+    metrics_add(platform_hits(platform), said.remaining == 0);
+    metrics_add(platform_retries(platform), said.retry_after_s > 0);
 }
 
 /* Only the leader may set others to work. */

@@ -125,6 +125,10 @@ bool api_coordination_open(struct api *api, struct pollset *pollset, struct err 
 void api_coordination_flush(struct api *api); /* end of a round */
 void api_coordination_close(struct api *api);
 
+/* api_rate_limit.c */
+api_handler rate_limit_show;
+void api_rate_limits(struct buf *body, const struct api *api); /* the member of /api/health, an object */
+
 /* api_admin.c */
 bool api_is_admin(struct exchange *x); /* false: it is answered */
 api_handler admin_list, admin_revoke;

@@ -102,7 +102,7 @@ static void tell_workers(struct exchange *x)
                p.starting + p.idle + p.busy + p.draining, p.starting, p.idle, p.busy, p.draining, p.requests);
 }
 
-/* Members of the original first. Nothing here asks PostgreSQL or knows the platforms' limits. */
+/* Members of the original first. Nothing here asks PostgreSQL. */
 void status_health(struct exchange *x)
 {
     begin(x, api_health(x->api, clock_mono_ms()));
@@ -110,8 +110,8 @@ void status_health(struct exchange *x)
     buf_json_string(&x->rs.body, bytes_of(x->api->config->node_env));
     buf_puts(&x->rs.body, ",\"database\":{\"status\":\"unknown\"}");
     tell_cache(x);
-    buf_puts(&x->rs.body, ",\"rateLimits\":{\"overallHealth\":\"normal\",\"enabledPlatforms\":0,"
-                          "\"averageUsagePercent\":null,\"platforms\":{}}");
+    buf_puts(&x->rs.body, ",\"rateLimits\":");
+    api_rate_limits(&x->rs.body, x->api);
     tell_dependency(x, "redis", DEPENDENCY_REDIS);
     tell_dependency(x, "embedded", DEPENDENCY_EMBEDDED);
     buf_puts(&x->rs.body, ",\"coordinator\":{\"status\":\"unknown\"}");

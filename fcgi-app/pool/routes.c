@@ -24,6 +24,8 @@ static const struct route {
     { HTTP_POST,   ENDPOINT_ADMIN_MESSAGES, coordination_send },
     { HTTP_GET,    ENDPOINT_COORDINATION,   coordination_show },
     { HTTP_HEAD,   ENDPOINT_COORDINATION,   coordination_show },
+    { HTTP_GET,    ENDPOINT_RATE_LIMIT,     rate_limit_show },
+    { HTTP_HEAD,   ENDPOINT_RATE_LIMIT,     rate_limit_show },
     { HTTP_GET,    ENDPOINT_HEALTH,         status_health },
     { HTTP_HEAD,   ENDPOINT_HEALTH,         status_health },
     { HTTP_GET,    ENDPOINT_LIVE,           status_live },

@@ -68,9 +68,7 @@ static void show_limits(const struct coordination *c)
         text("endpoint", l->endpoint);
         number("limit", l->limit, ",");
         number("remaining", l->remaining, ",");
-        number("usage_permille", l->usage_permille, ",");
-        number("hits", l->hits, ",");
-        number("retries", l->retries, "}");
+        number("usage_permille", l->usage_permille, "}");
     }
     printf("],");
 }

@@ -17,7 +17,7 @@ static int make_dir(void **state)
 {
     (void)state;
     if (mkdtemp(dir) == NULL) return 1;
-    snprintf(path, sizeof path, "%s/coordination-1", dir);
+    snprintf(path, sizeof path, "%s/coordination-2", dir);
     return 0;
 }
 
