@@ -10,8 +10,8 @@ MODULES := mem fault err buf clock log \
            store_embedded store_refuge replay shelter store
 HEADERS := mem fault redis_keys store_backend # of these there is only a header
 POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_coordination api_rate_limit backlog \
-           processes checks api_metrics api_status connection handover worker keeper children listener notify master hyperpage-fcgi
-COORDINATOR := leadership pods coherence schema fence rate_limits registry cleanup warmup jobs operations inbox \
+           processes checks api_metrics_coordination api_metrics api_status connection handover worker keeper children listener notify master hyperpage-fcgi
+COORDINATOR := leadership pods coherence schema fence rate_limits registry survey cleanup warmup jobs operations inbox \
                duties coordinator hyperpage-coordinator
 
 BUILD   ?= build

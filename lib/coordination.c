@@ -22,7 +22,8 @@
     }
 #define WORDS(type) (sizeof(type) / sizeof(uint64_t))
 static_assert(sizeof(struct coordination_leader) % 8 == 0 && sizeof(struct coordination_pods) % 8 == 0 &&
-                  sizeof(struct coordination_messages) % 8 == 0 && sizeof(struct coordination_limits) % 8 == 0,
+                  sizeof(struct coordination_messages) % 8 == 0 && sizeof(struct coordination_limits) % 8 == 0 &&
+                  sizeof(struct coordination_survey) % 8 == 0,
               "boards are copied by words");
 
 struct state {
@@ -33,10 +34,12 @@ struct state {
     _Atomic int64_t lag_term;  /* of LAG_TERM_MS each */
     _Atomic int64_t stamp_ms;  /* monotonic; 0: nothing is proven */
     _Atomic uint64_t generation;
+    _Atomic int64_t waiting;
     BOARD(struct coordination_leader) leader;
     BOARD(struct coordination_pods) pods;
     BOARD(struct coordination_messages) messages;
     BOARD(struct coordination_limits) limits;
+    BOARD(struct coordination_survey) survey;
 };
 
 struct coordination {
@@ -67,6 +70,8 @@ static void board_read(const _Atomic uint64_t *number, const _Atomic uint64_t *c
     } while (atomic_load_explicit(number, memory_order_relaxed) != seen);
 }
 
+const char *const coordination_job_statuses[] = { "pending", "running", "completed", "failed", "cancelled", "timeout" };
+
 #define BOARD_FUNCTIONS(name)                                                                                          \
     void coordination_read_##name(const struct coordination *c, struct coordination_##name *out)                       \
     {                                                                                                                  \
@@ -80,6 +85,7 @@ BOARD_FUNCTIONS(leader)
 BOARD_FUNCTIONS(pods)
 BOARD_FUNCTIONS(messages)
 BOARD_FUNCTIONS(limits)
+BOARD_FUNCTIONS(survey)
 
 /* --- */
 
@@ -114,14 +120,29 @@ void coordination_beat(struct coordination *c, int64_t now_ms, int64_t lag_ms)
 
 bool coordination_alive(const struct coordination *c, int64_t now_ms)
 {
-    int64_t beat_ms = atomic_load(&c->state->beat_ms);
-    return beat_ms > 0 && now_ms - beat_ms < COORDINATION_ALIVE_MS && atomic_load(&c->state->boot) == clock_boot();
+    int64_t beat_ms = coordination_beat_ms(c);
+    return beat_ms > 0 && now_ms - beat_ms < COORDINATION_ALIVE_MS;
+}
+
+int64_t coordination_beat_ms(const struct coordination *c)
+{
+    return atomic_load(&c->state->boot) == clock_boot() ? atomic_load(&c->state->beat_ms) : 0;
 }
 
 int64_t coordination_lag_ms(const struct coordination *c)
 {
     int64_t now = atomic_load(&c->state->lag_ms[0]), before = atomic_load(&c->state->lag_ms[1]);
     return now > before ? now : before;
+}
+
+void coordination_show_waiting(struct coordination *c, int64_t messages)
+{
+    atomic_store(&c->state->waiting, messages);
+}
+
+int64_t coordination_waiting(const struct coordination *c)
+{
+    return atomic_load(&c->state->waiting);
 }
 
 void coordination_new_generation(struct coordination *c)
@@ -164,6 +185,7 @@ void coordination_begin(struct coordination *c)
 {
     atomic_store(&c->state->beat_ms, 0);
     atomic_store(&c->state->boot, clock_boot());
+    atomic_store(&c->state->waiting, 0);
     coordination_new_generation(c);
 }
 

@@ -84,15 +84,34 @@ void coordination_write_limits(struct coordination *c, const struct coordination
 struct coordination_limit *coordination_limit_row(struct coordination_limits *ls, const char *platform,
                                                   const char *endpoint);
 
+/* --- what somebody counts now and then --- */
+
+#define COORDINATION_JOB_STATUSES 6
+extern const char *const coordination_job_statuses[COORDINATION_JOB_STATUSES]; /* as the table jobs names them */
+
+struct coordination_survey {
+    int64_t cleaned_ms; /* wall: when the cluster's last cleanup ended; 0: not known */
+    int64_t sessions;   /* that it counted in Redis; -1: it did not */
+    int64_t jobs_ms;    /* wall: when this node, as the leader, counted jobs last; 0: never */
+    int64_t jobs[COORDINATION_JOB_STATUSES]; /* by status */
+};
+void coordination_read_survey(const struct coordination *c, struct coordination_survey *out);
+void coordination_write_survey(struct coordination *c, const struct coordination_survey *in);
+
 /* --- single numbers --- */
 
 /* The coordinator lives: at least every COORDINATION_ALIVE_MS / 4. `lag_ms`: how late its loop was. */
 void coordination_beat(struct coordination *c, int64_t now_ms, int64_t lag_ms);
 bool coordination_alive(const struct coordination *c, int64_t now_ms);
+int64_t coordination_beat_ms(const struct coordination *c); /* monotonic: the last one; 0: none since the machine started */
 int64_t coordination_lag_ms(const struct coordination *c); /* the worst of the last ten to twenty seconds */
 
-/* Coherence of the session cache: what changed in Redis before the stamp (monotonic) is known here, so a proven copy may
- * be believed while the stamp is not older than COORDINATION_COHERENT_MS. A new generation takes the stamp away. */
+/* Messages that have come and wait to be worked off. */
+void coordination_show_waiting(struct coordination *c, int64_t messages);
+int64_t coordination_waiting(const struct coordination *c);
+
+/* Coherence of the session cache: what changed in Redis before the stamp (monotonic) is known here, so a proven copy
+ * may be believed while the stamp is not older than COORDINATION_COHERENT_MS. A new generation takes the stamp away. */
 #define COORDINATION_COHERENT_MS 500
 void coordination_new_generation(struct coordination *c);
 void coordination_stamp(struct coordination *c, int64_t stamp_ms);

@@ -3,6 +3,7 @@
 #include "mem.h"
 #include "span.h"
 
+#include <assert.h>
 #include <inttypes.h>
 #include <math.h>
 
@@ -76,6 +77,23 @@ bool message_priority_of(struct bytes name, enum message_priority *priority)
     bool known = find_name(name, message_priorities, MESSAGE_PRIORITIES, &index);
     if (known) *priority = (enum message_priority)index;
     return known;
+}
+
+/* They stand in metrics.def in this order. */
+static_assert(METRIC_messages_received_unknown_high - METRIC_messages_received_cache_invalidate_low + 1 ==
+                      (MESSAGE_UNKNOWN + 1) * MESSAGE_PRIORITIES &&
+                  METRIC_messages_sent_broadcast_high - METRIC_messages_sent_cache_invalidate_low + 1 ==
+                      MESSAGE_TYPES * MESSAGE_PRIORITIES,
+              "a counter for each type and priority");
+
+enum metric message_received(enum message_type type, enum message_priority priority)
+{
+    return METRIC_messages_received_cache_invalidate_low + type * MESSAGE_PRIORITIES + priority;
+}
+
+enum metric message_sent(enum message_type type, enum message_priority priority)
+{
+    return METRIC_messages_sent_cache_invalidate_low + type * MESSAGE_PRIORITIES + priority;
 }
 
 struct bytes message_pod(const char *source)

@@ -9,6 +9,7 @@
 #include "buf.h"
 #include "err.h"
 #include "ids.h"
+#include "metrics.h"
 
 #define MESSAGE_MOST_BYTES   (64 * 1024) /* a longer one is no message */
 #define MESSAGE_SOURCE_BYTES (IDS_MOST_BYTES + 32)
@@ -48,6 +49,10 @@ void message_write(const struct message *m, const char *id, struct buf *out);
 
 bool message_type_of(struct bytes name, enum message_type *type);
 bool message_priority_of(struct bytes name, enum message_priority *priority);
+
+/* The counters of messages of this type and priority. */
+enum metric message_received(enum message_type type, enum message_priority priority);
+enum metric message_sent(enum message_type type, enum message_priority priority); /* of a known type */
 
 /* The pod of "POD/PROGRAM". */
 struct bytes message_pod(const char *source);

@@ -31,7 +31,6 @@ static bool publish(struct messenger *ms, const char *channel, struct bytes text
     if (reply == NULL) return false;
     if (receivers != NULL) *receivers = reply->integer;
     freeReplyObject(reply);
-    metrics_add(METRIC_coordination_messages_sent_total, 1);
     return true;
 }
 
@@ -51,6 +50,7 @@ bool messenger_send(struct messenger *ms, const char *channel, enum message_type
     message_write(&m, id, &text);
     bool ok = !buf_overflowed(&text) || err_set(e, ERR_INPUT, "the message is over %d bytes", MESSAGE_MOST_BYTES);
     ok = ok && publish(ms, channel, buf_bytes(&text), deadline_ms, receivers, e);
+    if (ok) metrics_add(message_sent(type, priority), 1);
     buf_done(&text);
     return ok;
 }

@@ -236,6 +236,25 @@ struct check *shared_check(struct shared *sh, enum dependency d)
     return &sh->state->checks[d];
 }
 
+/* The file may be of an earlier run or, on a disk, of an earlier start of the machine: then it is from the future. */
+enum check_state shared_check_state(struct shared *sh, enum dependency d, int64_t now_ms)
+{
+    const struct check *c = shared_check(sh, d);
+    enum check_state state = (enum check_state)atomic_load(&c->state);
+    int64_t age_ms = now_ms - atomic_load(&c->checked_ms);
+    return state == CHECK_UNUSED || (age_ms >= 0 && age_ms <= CHECK_MOST_AGE_MS) ? state : CHECK_UNKNOWN;
+}
+
+void shared_check_note(struct shared *sh, enum dependency d, enum check_state is, int64_t began_us)
+{
+    struct check *c = shared_check(sh, d);
+    int64_t now_us = clock_mono_us();
+    if (is != shared_check_state(sh, d, began_us / 1000)) atomic_store(&c->since_ms, now_us / 1000);
+    atomic_store(&c->latency_us, now_us - began_us);
+    atomic_store(&c->checked_ms, now_us / 1000);
+    atomic_store(&c->state, is);
+}
+
 _Atomic int64_t *shared_sessions(struct shared *sh)
 {
     return &sh->state->sessions;

@@ -35,7 +35,12 @@ struct slot {
 };
 
 /* What the processes of a node depend on, as whoever keeps house saw it last. */
-enum dependency { DEPENDENCY_REDIS, DEPENDENCY_EMBEDDED, DEPENDENCY_COUNT };
+enum dependency {
+    DEPENDENCY_REDIS,    /* the keeper looks at these */
+    DEPENDENCY_EMBEDDED,
+    DEPENDENCY_POSTGRES, /* the coordinator */
+    DEPENDENCY_COUNT
+};
 enum check_state { CHECK_UNKNOWN, CHECK_UNUSED, CHECK_UP, CHECK_DOWN };
 struct check {
     _Atomic int32_t state;      /* enum check_state */
@@ -66,6 +71,16 @@ bool shared_slot_alive(struct shared *sh, size_t index); /* has it an owner that
 struct slot *shared_slot_of(struct shared *sh, int32_t pid);
 
 struct check *shared_check(struct shared *sh, enum dependency d);
+
+/* What was seen last is worth something for so long: one who looks and was stopped must not vouch for Redis. */
+#define CHECK_MOST_AGE_MS 5000
+
+/* The state of a dependency as of now: CHECK_UNKNOWN if the last look was too long ago. */
+enum check_state shared_check_state(struct shared *sh, enum dependency d, int64_t now_ms);
+
+/* Tells of a look that began at `began_us` (monotonic) and ends now. */
+void shared_check_note(struct shared *sh, enum dependency d, enum check_state is, int64_t began_us);
+
 _Atomic int64_t *shared_sessions(struct shared *sh); /* live ones in the embedded store, when they were counted last */
 
 /* How many slots, from the first on, have ever been claimed. */

@@ -7,6 +7,7 @@
 #include "metrics.h"
 #include "redis_keys.h"
 #include "registry.h"
+#include "survey.h"
 #include "user_index.h"
 
 #include <inttypes.h>
@@ -101,10 +102,12 @@ static bool clean_redis(struct duty *d, int64_t deadline_ms, struct registry_reb
     return true;
 }
 
-static bool clean_redis_and_registry(struct job *job, struct err *e)
+/* *sessions: how many there are in Redis; -1 without one. */
+static bool clean_redis_and_registry(struct job *job, int64_t *sessions, struct err *e)
 {
     struct coordinator *co = job_coordinator(job);
     struct store_heal heal;
+    *sessions = -1;
     if (co->redis == NULL) return true;
     struct registry_rebuild *rb = registry_rebuild_open(co, e);
     bool ok =
@@ -114,15 +117,24 @@ static bool clean_redis_and_registry(struct job *job, struct err *e)
         buf_printf(&job->report,
                    ",\"sessions\":%" PRId64 ",\"sessionsWithoutEnd\":%" PRId64 ",\"deadEntries\":%" PRId64,
                    heal.sessions, heal.given_life, heal.removed);
+    if (ok) *sessions = heal.sessions;
     return ok;
+}
+
+static void note_success(struct coordinator *co, int64_t began_us, int64_t sessions)
+{
+    metrics_add(METRIC_cleanup_runs_total, 1);
+    metrics_add(METRIC_cleanup_us, (uint64_t)(clock_mono_us() - began_us));
+    survey_cleaned(co, sessions);
 }
 
 bool cleanup_run(struct job *job, struct err *e)
 {
+    int64_t began_us = clock_mono_us(), sessions;
     for (size_t i = 0; i < TABLES; i++)
         if (!clean_table(job, &tables[i], e)) return false;
-    if (!clean_redis_and_registry(job, e)) return false;
-    metrics_add(METRIC_cleanup_runs_total, 1);
+    if (!clean_redis_and_registry(job, &sessions, e)) return false;
+    note_success(job_coordinator(job), began_us, sessions);
     return true;
 }
 
@@ -158,10 +170,11 @@ void cleanup_redis_run(struct duty *d)
     }
     bool owed = false;
     while (duty_goes_on(d)) {
+        int64_t began_us = clock_mono_us();
         bool ok = owed || hour_is_over(co, &owed, &e);
         if (ok && owed && (ok = clean_redis(d, CLOCK_NEVER, NULL, &heal, &e))) {
             owed = false;
-            metrics_add(METRIC_cleanup_runs_total, 1);
+            note_success(co, began_us, heal.sessions);
         }
         if (!ok && duty_goes_on(d)) log_warn("cleanup of redis failed: error=\"%s\"", e.text);
         duty_wait(d, clock_mono_ms() + LOOK_MS);

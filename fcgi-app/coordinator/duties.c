@@ -9,6 +9,7 @@
 #include "pods.h"
 #include "rate_limits.h"
 #include "registry.h"
+#include "survey.h"
 #include "task.h"
 #include "waiters.h"
 
@@ -74,6 +75,7 @@ static const struct duty_kind kinds[] = {
     { "registry", LEADER_ONLY, registry_run },
     { "rate_limits_load", EVERY_NODE, rate_limits_load_run },
     { "rate_limits", LEADER_ONLY, rate_limits_store_run },
+    { "survey", EVERY_NODE, survey_run },
 #ifdef HYPERPAGE_FAULTS
     { "acts", LEADER_ONLY, write_acts },
 #endif

@@ -148,6 +148,7 @@ static void put_in_queue(struct inbox *ib, const struct message *m, bool electio
     q->count++;
     ib->waiting++;
     ib->waiting_bytes += m->payload.len;
+    coordination_show_waiting(ib->co->coordination, (int64_t)ib->waiting);
     waiters_wake(&ib->waiters);
 }
 
@@ -169,12 +170,12 @@ static void received(void *ctx, struct bytes channel, const redisReply *payload)
     struct message m;
     struct err e;
     if (payload->type != REDIS_REPLY_STRING) return;
-    metrics_add(METRIC_coordination_messages_received_total, 1);
     if (!message_read((struct bytes){ payload->str, (size_t)payload->len }, &m, &e)) {
         complain(ib, channel, &e);
         return;
     }
     if (strcmp(m.source, ib->self) == 0) return;
+    metrics_add(message_received(m.type, m.priority), 1);
     if (m.boot != 0 && bytes_is(channel, ib->channel_all)) look_for_gap(ib, &m);
     put_in_queue(ib, &m, bytes_is(channel, ib->channel_election));
 }
@@ -285,8 +286,7 @@ static void broadcast(struct inbox *ib, const struct message *m)
 
 static void unknown(struct inbox *ib, const struct message *m)
 {
-    (void)ib, (void)m;
-    metrics_add(METRIC_coordination_messages_unknown_total, 1);
+    (void)ib, (void)m; /* which a newer node may know; it is counted like all others */
 }
 
 static void (*const effects[])(struct inbox *ib, const struct message *m) = {
@@ -313,6 +313,7 @@ static void do_letter(struct inbox *ib, const struct letter *l)
 
 static void show_others(struct inbox *ib)
 {
+    coordination_show_waiting(ib->co->coordination, (int64_t)ib->waiting);
     if (ib->seen_changed) coordination_write_messages(ib->co->coordination, &ib->seen);
     if (ib->limits_changed) coordination_write_limits(ib->co->coordination, &ib->limits);
     ib->seen_changed = ib->limits_changed = false;

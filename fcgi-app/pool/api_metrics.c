@@ -2,7 +2,6 @@
 #include "api.h"
 
 #include "backlog.h"
-#include "checks.h"
 #include "clock.h"
 #include "exposition.h"
 #include "mem.h"
@@ -94,18 +93,26 @@ static void tell_workers(struct exposition *ex, const struct processes *p, const
                               totals[METRIC_generations_reload]));
 }
 
+/* PostgreSQL is the coordinator's to look at; where there is none, nobody needs it. */
+static bool is_told(const struct api *api, enum dependency d, int64_t now_ms)
+{
+    enum check_state state = api_dependency(api, d, now_ms);
+    return state != CHECK_UNUSED && (state != CHECK_UNKNOWN || d != DEPENDENCY_POSTGRES);
+}
+
 static void tell_dependencies(struct exposition *ex, const struct exchange *x)
 {
-    static const char *const labels[DEPENDENCY_COUNT] = { "dependency=\"redis\"", "dependency=\"embedded\"" };
+    static const char *const labels[DEPENDENCY_COUNT] = { "dependency=\"redis\"", "dependency=\"embedded\"",
+                                                           "dependency=\"postgres\"" };
     int64_t now_ms = clock_mono_ms();
     exposition_family(ex, "hyperpage_dependency_up", "gauge",
-                      "Does what the pool uses answer? By the keeper's last look.");
+                      "Does what the node uses answer? By the last look of its keeper, its coordinator.");
     for (enum dependency d = 0; d < DEPENDENCY_COUNT; d++)
-        if (api_dependency(x->api, d, now_ms) != CHECK_UNUSED)
+        if (is_told(x->api, d, now_ms))
             exposition_whole(ex, labels[d], api_dependency(x->api, d, now_ms) == CHECK_UP);
     exposition_family(ex, "hyperpage_dependency_latency_seconds", "gauge", "How long that look took.");
     for (enum dependency d = 0; d < DEPENDENCY_COUNT; d++)
-        if (api_dependency(x->api, d, now_ms) != CHECK_UNUSED)
+        if (is_told(x->api, d, now_ms))
             exposition_seconds(ex, labels[d], (uint64_t)atomic_load(&shared_check(x->api->shared, d)->latency_us));
     if (x->api->breaker != NULL) {
         exposition_gauge(ex, "hyperpage_breaker_open", "1 while Redis is taken for lost.",
@@ -113,10 +120,19 @@ static void tell_dependencies(struct exposition *ex, const struct exchange *x)
         exposition_gauge(ex, "hyperpage_dirty_sessions",
                          "At most so many sessions of this node wait to go back to Redis.",
                          (double)breaker_dirty(x->api->breaker));
-    } else {
-        exposition_gauge(ex, "hyperpage_sessions_active", "Live sessions, counted every 10 s.",
-                         (double)atomic_load(shared_sessions(x->api->shared)));
     }
+}
+
+/* Nobody knows how many sessions Redis holds but who has read all its keys: the hourly cleanup. */
+static void tell_sessions(struct exposition *ex, const struct api *api)
+{
+    struct coordination_survey s;
+    coordination_read_survey(api->coordination, &s);
+    bool redis = store_uses(api->store, STORE_REDIS);
+    if (redis && (s.cleaned_ms == 0 || s.sessions < 0)) return;
+    exposition_gauge(ex, "hyperpage_sessions_active",
+                     "Live sessions: of the embedded store counted every 10 s, in Redis by the last cleanup.",
+                     (double)(redis ? s.sessions : atomic_load(shared_sessions(api->shared))));
 }
 
 static void tell_use_of_role(struct exposition *ex, const char *name, const char *help, const struct process_use *use,
@@ -173,6 +189,8 @@ void status_metrics(struct exchange *x)
     tell_kept(&ex, x, totals, &p);
     tell_workers(&ex, &p, totals);
     tell_dependencies(&ex, x);
+    tell_sessions(&ex, x->api);
+    api_metrics_coordination(&ex, x->api);
     tell_processes(&ex, x, &p, totals);
     exposition_family(&ex, "hyperpage_build_info", "gauge", "Always 1; the labels say what runs.");
     exposition_whole(&ex, "version=\"" HYPERPAGE_VERSION "\",compiler=\"" __VERSION__ "\"", 1);

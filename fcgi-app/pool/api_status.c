@@ -2,7 +2,6 @@
  * once also while what the pool depends on hangs. */
 #include "api.h"
 
-#include "checks.h"
 #include "clock.h"
 #include "mem.h"
 #include "processes.h"
@@ -14,9 +13,16 @@ static const char *const words[] = { "unhealthy", "degraded", "healthy" }; /* by
 
 enum check_state api_dependency(const struct api *api, enum dependency d, int64_t now_ms)
 {
-    enum check_state state = check_state(api->shared, d, now_ms);
+    enum check_state state = shared_check_state(api->shared, d, now_ms);
     /* A worker that met the outage knows before the next look. */
     return d == DEPENDENCY_REDIS && state == CHECK_UP && store_redis_is_away(api->store) ? CHECK_DOWN : state;
+}
+
+/* A node without a coordinator is none that has lost it. */
+enum check_state api_coordinator(const struct api *api, int64_t now_ms)
+{
+    if (coordination_beat_ms(api->coordination) == 0) return CHECK_UNKNOWN;
+    return coordination_alive(api->coordination, now_ms) ? CHECK_UP : CHECK_DOWN;
 }
 
 enum api_health api_health(const struct api *api, int64_t now_ms)
@@ -26,7 +32,9 @@ enum api_health api_health(const struct api *api, int64_t now_ms)
     bool refuge = redis == CHECK_DOWN && store_in_refuge(api->store) && embedded == CHECK_UP;
     bool home = redis == CHECK_UNUSED ? embedded == CHECK_UP : redis == CHECK_UP;
     if (atomic_load(&api->slot->state) == SLOT_DRAINING || (!home && !refuge)) return API_UNHEALTHY;
-    return refuge || (redis == CHECK_UP && embedded == CHECK_DOWN) ? API_DEGRADED : API_HEALTHY;
+    bool lacks = api_dependency(api, DEPENDENCY_POSTGRES, now_ms) == CHECK_DOWN ||
+                 api_coordinator(api, now_ms) == CHECK_DOWN || (redis == CHECK_UP && embedded == CHECK_DOWN);
+    return refuge || lacks ? API_DEGRADED : API_HEALTHY;
 }
 
 static const char *const states[] = { "unknown", "unused", "up", "down" }; /* by enum check_state */
@@ -76,6 +84,18 @@ static void tell_dependency(struct exchange *x, const char *name, enum dependenc
     buf_puts(&x->rs.body, "}");
 }
 
+static void tell_coordinator(struct exchange *x)
+{
+    const struct coordination *c = x->api->coordination;
+    int64_t now_ms = clock_mono_ms();
+    enum check_state state = api_coordinator(x->api, now_ms);
+    buf_printf(&x->rs.body, ",\"coordinator\":{\"status\":\"%s\"", states[state]);
+    if (state != CHECK_UNKNOWN)
+        buf_printf(&x->rs.body, ",\"latencyMs\":%" PRId64 ",\"ageMs\":%" PRId64, coordination_lag_ms(c),
+                   now_ms - coordination_beat_ms(c));
+    buf_puts(&x->rs.body, "}");
+}
+
 static void tell_cache(struct exchange *x)
 {
     struct session_cache_stats copies;
@@ -102,19 +122,19 @@ static void tell_workers(struct exchange *x)
                p.starting + p.idle + p.busy + p.draining, p.starting, p.idle, p.busy, p.draining, p.requests);
 }
 
-/* Members of the original first. Nothing here asks PostgreSQL. */
+/* Members of the original first. */
 void status_health(struct exchange *x)
 {
     begin(x, api_health(x->api, clock_mono_ms()));
     buf_puts(&x->rs.body, ",\"environment\":");
     buf_json_string(&x->rs.body, bytes_of(x->api->config->node_env));
-    buf_puts(&x->rs.body, ",\"database\":{\"status\":\"unknown\"}");
+    tell_dependency(x, "database", DEPENDENCY_POSTGRES);
     tell_cache(x);
     buf_puts(&x->rs.body, ",\"rateLimits\":");
     api_rate_limits(&x->rs.body, x->api);
     tell_dependency(x, "redis", DEPENDENCY_REDIS);
     tell_dependency(x, "embedded", DEPENDENCY_EMBEDDED);
-    buf_puts(&x->rs.body, ",\"coordinator\":{\"status\":\"unknown\"}");
+    tell_coordinator(x);
     tell_workers(x);
     buf_printf(&x->rs.body, ",\"store\":\"%s\"}", store_name(x->api->store));
 }

@@ -13,19 +13,10 @@ static const struct {
     const char *name;
     enum store_place place;
     int64_t every_ms; /* a look at the embedded store is a commit, so less often */
-} dependencies[DEPENDENCY_COUNT] = {
+} dependencies[CHECKS_OURS] = {
     [DEPENDENCY_REDIS] = { "redis", STORE_REDIS, 500 },
     [DEPENDENCY_EMBEDDED] = { "embedded store", STORE_EMBEDDED, 1000 },
 };
-
-/* The file may be of an earlier run or, on a disk, of an earlier start of the machine: then it is from the future. */
-enum check_state check_state(struct shared *sh, enum dependency d, int64_t now_ms)
-{
-    const struct check *c = shared_check(sh, d);
-    enum check_state state = (enum check_state)atomic_load(&c->state);
-    int64_t age_ms = now_ms - atomic_load(&c->checked_ms);
-    return state == CHECK_UNUSED || (age_ms >= 0 && age_ms <= CHECK_MOST_AGE_MS) ? state : CHECK_UNKNOWN;
-}
 
 static void tell_change(enum dependency d, enum check_state was, bool up, int64_t was_ms, const struct err *e)
 {
@@ -36,19 +27,14 @@ static void tell_change(enum dependency d, enum check_state was, bool up, int64_
 static void look_at(struct checks *c, enum dependency d)
 {
     struct err e = { 0 };
-    struct check *check = shared_check(c->shared, d);
     int64_t began_us = clock_mono_us(), began_ms = began_us / 1000;
-    enum check_state was = check_state(c->shared, d, began_ms), is = CHECK_UNUSED;
+    enum check_state was = shared_check_state(c->shared, d, began_ms), is = CHECK_UNUSED;
     if (store_uses(c->store, dependencies[d].place)) {
         bool up = store_check(c->store, dependencies[d].place, began_ms + c->timeout_ms, &e);
         is = up ? CHECK_UP : CHECK_DOWN;
-        tell_change(d, was, up, began_ms - atomic_load(&check->since_ms), &e);
+        tell_change(d, was, up, began_ms - atomic_load(&shared_check(c->shared, d)->since_ms), &e);
     }
-    int64_t now_us = clock_mono_us();
-    if (is != was) atomic_store(&check->since_ms, now_us / 1000);
-    atomic_store(&check->latency_us, now_us - began_us);
-    atomic_store(&check->checked_ms, now_us / 1000);
-    atomic_store(&check->state, is);
+    shared_check_note(c->shared, d, is, began_us);
 }
 
 static void count_sessions(struct checks *c)
@@ -65,7 +51,7 @@ void checks_run(struct checks *c)
     bool away = store_redis_is_away(c->store);
     if (away != c->redis_was_away) c->due_ms[DEPENDENCY_REDIS] = 0; /* others know more than our last look */
     c->redis_was_away = away;
-    for (enum dependency d = 0; d < DEPENDENCY_COUNT; d++) {
+    for (enum dependency d = 0; d < CHECKS_OURS; d++) {
         if (clock_mono_ms() < c->due_ms[d]) continue;
         look_at(c, d);
         c->due_ms[d] = clock_mono_ms() + dependencies[d].every_ms;

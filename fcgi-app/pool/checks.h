@@ -6,21 +6,17 @@
 #include "shared.h"
 #include "store.h"
 
+#define CHECKS_OURS (DEPENDENCY_EMBEDDED + 1) /* the dependencies that stand first */
+
 struct checks {
     struct shared *shared;
     struct store *store;
     int64_t timeout_ms; /* of one look */
     bool redis_was_away;
-    int64_t due_ms[DEPENDENCY_COUNT], count_due_ms, fold_due_ms;
+    int64_t due_ms[CHECKS_OURS], count_due_ms, fold_due_ms;
 };
 
 /* Does what is due; in a task it parks. Changes are logged. */
 void checks_run(struct checks *c);
-
-/* What was seen last is worth something for so long: a keeper that was stopped must not vouch for Redis. */
-#define CHECK_MOST_AGE_MS 5000
-
-/* The state of a dependency as of now: CHECK_UNKNOWN if the last look was too long ago. */
-enum check_state check_state(struct shared *sh, enum dependency d, int64_t now_ms);
 
 #endif

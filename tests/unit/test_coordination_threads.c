@@ -70,7 +70,9 @@ static void a_coordinator_that_shows_nothing_is_dead(void **state)
     assert_false(coordination_alive(c, 100000));
     coordination_begin(c);
     assert_false(coordination_alive(c, 100000));
+    assert_int_equal(coordination_beat_ms(c), 0);
     coordination_beat(c, 100000, 3);
+    assert_int_equal(coordination_beat_ms(c), 100000);
     assert_true(coordination_alive(c, 100000 + COORDINATION_ALIVE_MS - 1));
     assert_false(coordination_alive(c, 100000 + COORDINATION_ALIVE_MS));
     coordination_close(c);
@@ -102,6 +104,32 @@ static void a_new_generation_takes_the_proof_away(void **state)
     assert_true(coordination_generation(c) != generation);
     assert_int_equal(coordination_stamped_ms(c), 0);
     coordination_close(c);
+}
+
+static void a_successor_begins_without_messages_that_wait(void **state)
+{
+    (void)state;
+    struct coordination *c = open_it(), *reader = open_it();
+    coordination_begin(c);
+    coordination_show_waiting(c, 12);
+    assert_int_equal(coordination_waiting(reader), 12);
+    coordination_begin(c);
+    assert_int_equal(coordination_waiting(reader), 0);
+    coordination_close(reader);
+    coordination_close(c);
+}
+
+static void what_was_counted_outlives_who_counted(void **state)
+{
+    (void)state;
+    struct coordination_survey out, in = { .cleaned_ms = 1, .sessions = 2, .jobs_ms = 3, .jobs = { 4, 5, 6, 7, 8, 9 } };
+    struct coordination *c = open_it(), *reader = open_it();
+    coordination_begin(c);
+    coordination_write_survey(c, &in);
+    coordination_close(c);
+    coordination_read_survey(reader, &out);
+    assert_memory_equal(&out, &in, sizeof in);
+    coordination_close(reader);
 }
 
 static void the_row_that_nobody_reports_makes_room(void **state)
@@ -189,6 +217,8 @@ int main(void)
         cmocka_unit_test_teardown(a_coordinator_that_shows_nothing_is_dead, remove_file),
         cmocka_unit_test_teardown(the_worst_lag_is_shown_for_a_while, remove_file),
         cmocka_unit_test_teardown(a_new_generation_takes_the_proof_away, remove_file),
+        cmocka_unit_test_teardown(a_successor_begins_without_messages_that_wait, remove_file),
+        cmocka_unit_test_teardown(what_was_counted_outlives_who_counted, remove_file),
         cmocka_unit_test(the_row_that_nobody_reports_makes_room),
         cmocka_unit_test_teardown(a_file_of_something_else_is_refused, remove_file),
         cmocka_unit_test_teardown(nobody_reads_half_of_two_writings, remove_file),
