@@ -34,6 +34,8 @@ Benchmarks are named REQUEST-FRONT (get-kept), and besides:
   replace          kill -9 of a pool's only worker, until the next one answers
   store-size       (minutes; only when named) the embedded store with 1,000,000 sessions: its rates, its file, and how long purging 100,000
                    expired ones keeps writers waiting (bench_store_embedded --size; TMPDIR=/dev/shm leaves the disk out)
+  scrape           what a scrape of /api/metrics costs: the pool's processor time for one, and the throughput of get that
+                   one a second takes away. That is less than what two runs differ by, so it is measured with 50 a second
   memory           PSS of a worker that holds 256 connections: each has had one answer and is idle, or all have a
                    request in work at once (Redis is stopped for that moment). Mappings that are shared on purpose
                    (MAP_SHARED: the state file) are left out; pages of programs and libraries count by their share
@@ -67,6 +69,7 @@ import subprocess
 import sys
 import tempfile
 import termios
+import threading
 import time
 
 SESSIONS = 1000
@@ -75,6 +78,8 @@ CONNECTIONS_HELD = 256  # by the worker whose memory is measured
 TEXTBOOK_WORKERS = 4
 LATENCY_SAMPLES = 2000
 STARTS = 5  # in each round
+SCRAPES = 200  # in each round
+SCRAPES_PER_S = 50  # while throughput is measured
 REQUESTS = ("get", "touch", "create")
 FRONTS = ("kept", "unkept", "lighttpd")
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -102,6 +107,8 @@ FIGURE_GOALS = {
     "first answer over Redis, ms": 50,
     "first answer, embedded store, ms": 50,
     "latency added to L and a Redis round trip, us": 60,
+    "processor time of a scrape, ms": 2,
+    "throughput lost by a scrape a second, %": 1,
     f"PSS of a worker with {CONNECTIONS_HELD} idle connections, MiB": 3,
     f"PSS of a worker with {CONNECTIONS_HELD} active connections, MiB": 16,
     f"PSS of that worker when the {CONNECTIONS_HELD} are idle again, MiB": 3,
@@ -662,6 +669,57 @@ def latency(options):
     return figures
 
 
+@contextlib.contextmanager
+def scraped(stage):
+    """The pool is scraped SCRAPES_PER_S times a second, on a kept connection."""
+    over, taken = threading.Event(), []
+
+    def scrape_on():
+        with stage.connect("pool") as c:
+            due = time.monotonic()
+            while not over.wait(max(0, due - time.monotonic())):
+                c.send(c.get("/api/metrics"))
+                taken.append(len(c.receive()))
+                due += 1 / SCRAPES_PER_S
+
+    thread = threading.Thread(target=scrape_on)
+    begin = time.monotonic()
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    if len(taken) < 0.9 * SCRAPES_PER_S * (time.monotonic() - begin):
+        raise Failed(f"only {len(taken)} scrapes")
+
+
+def scrape(options):
+    figures = collections.defaultdict(list)
+    lane = ("pool", "kept")
+    with Stage(options) as stage:
+        pool = stage.backend_start("pool")
+        stage.sessions_make("pool")
+        stage.fronts_start([lane])
+        wrk(stage, "get", lane, 1)
+        circumstances_of = {"plain": lambda _: contextlib.nullcontext(), "scraped": scraped}
+        for i in range(options.rounds):
+            per_s = {}
+            for name in list(circumstances_of)[:: 1 if i % 2 == 0 else -1]:
+                with circumstances_of[name](stage):
+                    per_s[name] = wrk(stage, "get", lane, options.seconds).per_s
+            lost = 100 * (1 - per_s["scraped"] / per_s["plain"])
+            figures["throughput lost by a scrape a second, %"].append(lost / SCRAPES_PER_S)
+            with stage.connect("pool") as c:
+                before = pool.cpu_s()
+                for _ in range(SCRAPES):
+                    c.send(c.get("/api/metrics"))
+                    c.receive()
+            figures["processor time of a scrape, ms"].append(1e3 * (pool.cpu_s() - before) / SCRAPES)
+            progress()
+    return figures
+
+
 def worker_of(pool):
     """The only worker of a pool, by the name it gives itself."""
     def name(pid):
@@ -847,7 +905,7 @@ def benchmarks():
                 lambda options, measure=measure, request=request: measure(options, request),
                 lambda options, runs, name=name: throughput_table(options, name, runs),
             )
-    for measure in (start, replace, latency, memory, store_size):
+    for measure in (start, replace, latency, scrape, memory, store_size):
         found[measure.__name__.replace("_", "-")] = (measure, figures_table)
     return found
 
