@@ -7,7 +7,7 @@ import time
 import pytest
 
 from postgres import ORIGINAL, Postgres
-from servers import Coordinator, Pool, wait_until
+from servers import Coordinator, Front, Pool, wait_until
 from test_coordinator import publish
 from test_metrics import OPENMETRICS, samples, scrape
 
@@ -174,3 +174,13 @@ def test_health_tells_of_them(redis, pool):
     assert said["platforms"].keys() == {"github", "jira"}
     assert said["platforms"]["github"]["status"] == "warning" and said["platforms"]["github"]["usagePercent"] == 80.0
     assert said["platforms"]["jira"]["dataFresh"] is True
+
+
+@pytest.mark.parametrize("kind", ["lighttpd", "nginx"])
+def test_web_servers_pass_it_on(folder, servers, redis, pool, kind):
+    """Its 502 too, which is not theirs."""
+    front = servers.enter_context(Front(folder, kind, f"unix:{pool.address}"))
+    answer = front.ask("GET", "/api/rate-limit/jira")
+    assert (answer.status, answer.json["error"]["code"]) == (502, "RATE_LIMIT_UNAVAILABLE")
+    report(redis, pool, "jira", usage=1)
+    assert front.ask("GET", "/api/rate-limit/jira").json["status"] == "normal"
