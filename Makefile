@@ -2,15 +2,17 @@
 
 # Modules of lib/ in floor order: a file includes only headers that stand before it (`make layers`).
 MODULES := mem fault err buf clock log \
-           config folder endpoints metrics shared totals exposition breaker coordination platforms task waiters pollset \
+           config folder endpoints metrics shared processes health totals exposition breaker coordination platforms task \
+           waiters pollset \
            span json http ids pod_name limiter session session_merge life message election \
            redis_url redis_error redis_slots lookup resp redis_link redis_links \
            redis_sentinel redis_cluster redis subscriber messenger pg turns \
            session_cache redis_keys store_backend user_index session_events redis_rotation store_redis \
            store_embedded store_refuge replay shelter store
 HEADERS := mem fault redis_keys store_backend # of these there is only a header
-POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_coordination api_rate_limit backlog \
-           processes checks api_metrics_coordination api_metrics api_status connection handover worker keeper children listener notify master hyperpage-fcgi
+POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_coordination api_rate_limit \
+           backlog checks api_metrics_coordination api_metrics api_status connection handover worker keeper children listener \
+           notify master hyperpage-fcgi
 COORDINATOR := leadership pods coherence schema fence rate_limits registry survey cleanup warmup jobs operations inbox \
                duties coordinator hyperpage-coordinator
 

@@ -5,6 +5,7 @@
 #include "breaker.h"
 #include "config.h"
 #include "coordination.h"
+#include "health.h"
 #include "http.h"
 #include "ids.h"
 #include "life.h"
@@ -138,8 +139,7 @@ api_handler status_health, status_live, status_ready;
 /* What a dependency looks like from here, and what that means for the pool. No lock, no call. */
 enum check_state api_dependency(const struct api *api, enum dependency d, int64_t now_ms);
 enum check_state api_coordinator(const struct api *api, int64_t now_ms); /* CHECK_UNKNOWN: there never was one */
-enum api_health { API_UNHEALTHY, API_DEGRADED, API_HEALTHY }; /* degraded: it takes writes, but not all is as it should be */
-enum api_health api_health(const struct api *api, int64_t now_ms);
+enum health api_health(const struct api *api, int64_t now_ms);
 
 /* api_metrics.c */
 api_handler status_metrics;

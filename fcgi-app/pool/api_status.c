@@ -9,13 +9,9 @@
 
 #include <inttypes.h>
 
-static const char *const words[] = { "unhealthy", "degraded", "healthy" }; /* by enum api_health */
-
 enum check_state api_dependency(const struct api *api, enum dependency d, int64_t now_ms)
 {
-    enum check_state state = shared_check_state(api->shared, d, now_ms);
-    /* A worker that met the outage knows before the next look. */
-    return d == DEPENDENCY_REDIS && state == CHECK_UP && store_redis_is_away(api->store) ? CHECK_DOWN : state;
+    return health_dependency(api->shared, d, store_redis_is_away(api->store), now_ms);
 }
 
 /* A node without a coordinator is none that has lost it. */
@@ -25,41 +21,37 @@ enum check_state api_coordinator(const struct api *api, int64_t now_ms)
     return coordination_alive(api->coordination, now_ms) ? CHECK_UP : CHECK_DOWN;
 }
 
-enum api_health api_health(const struct api *api, int64_t now_ms)
+enum health api_health(const struct api *api, int64_t now_ms)
 {
-    enum check_state redis = api_dependency(api, DEPENDENCY_REDIS, now_ms),
-                     embedded = api_dependency(api, DEPENDENCY_EMBEDDED, now_ms);
-    bool refuge = redis == CHECK_DOWN && store_in_refuge(api->store) && embedded == CHECK_UP;
-    bool home = redis == CHECK_UNUSED ? embedded == CHECK_UP : redis == CHECK_UP;
-    if (atomic_load(&api->slot->state) == SLOT_DRAINING || (!home && !refuge)) return API_UNHEALTHY;
+    if (atomic_load(&api->slot->state) == SLOT_DRAINING) return HEALTH_UNHEALTHY;
+    enum health health = health_of(api_dependency(api, DEPENDENCY_REDIS, now_ms),
+                                   api_dependency(api, DEPENDENCY_EMBEDDED, now_ms), store_in_refuge(api->store));
     bool lacks = api_dependency(api, DEPENDENCY_POSTGRES, now_ms) == CHECK_DOWN ||
-                 api_coordinator(api, now_ms) == CHECK_DOWN || (redis == CHECK_UP && embedded == CHECK_DOWN);
-    return refuge || lacks ? API_DEGRADED : API_HEALTHY;
+                 api_coordinator(api, now_ms) == CHECK_DOWN;
+    return health == HEALTH_HEALTHY && lacks ? HEALTH_DEGRADED : health;
 }
 
-static const char *const states[] = { "unknown", "unused", "up", "down" }; /* by enum check_state */
-
 /* Leaves the document open for more members. */
-static void begin(struct exchange *x, enum api_health health)
+static void begin(struct exchange *x, enum health health)
 {
     char now[CLOCK_ISO_BYTES];
     clock_iso(clock_wall_ms(), now);
     x->rs.status = 200;
-    if (health == API_UNHEALTHY) {
+    if (health == HEALTH_UNHEALTHY) {
         int64_t now_ms = clock_mono_ms();
         x->rs.status = 503;
         response_header(&x->rs, "Retry-After", "1");
         err_set(&x->error, ERR_UNAVAILABLE, "not ready: redis %s, embedded store %s%s",
-                states[api_dependency(x->api, DEPENDENCY_REDIS, now_ms)],
-                states[api_dependency(x->api, DEPENDENCY_EMBEDDED, now_ms)],
+                health_check_names[api_dependency(x->api, DEPENDENCY_REDIS, now_ms)],
+                health_check_names[api_dependency(x->api, DEPENDENCY_EMBEDDED, now_ms)],
                 atomic_load(&x->api->slot->state) == SLOT_DRAINING ? ", this worker is leaving" : "");
     }
-    buf_printf(&x->rs.body, "{\"status\":\"%s\",\"timestamp\":\"%s\"", words[health], now);
+    buf_printf(&x->rs.body, "{\"status\":\"%s\",\"timestamp\":\"%s\"", health_names[health], now);
 }
 
 void status_live(struct exchange *x)
 {
-    begin(x, API_HEALTHY);
+    begin(x, HEALTH_HEALTHY);
     buf_puts(&x->rs.body, "}");
 }
 
@@ -76,7 +68,7 @@ static void tell_dependency(struct exchange *x, const char *name, enum dependenc
     const struct check *c = shared_check(x->api->shared, d);
     int64_t now_ms = clock_mono_ms();
     enum check_state state = api_dependency(x->api, d, now_ms);
-    buf_printf(&x->rs.body, ",\"%s\":{\"status\":\"%s\"", name, states[state]);
+    buf_printf(&x->rs.body, ",\"%s\":{\"status\":\"%s\"", name, health_check_names[state]);
     if (state == CHECK_UP || state == CHECK_DOWN)
         buf_printf(&x->rs.body, ",\"latencyMs\":%.3f,\"ageMs\":%" PRId64 ",\"sinceMs\":%" PRId64,
                    (double)atomic_load(&c->latency_us) / 1000.0, now_ms - atomic_load(&c->checked_ms),
@@ -89,7 +81,7 @@ static void tell_coordinator(struct exchange *x)
     const struct coordination *c = x->api->coordination;
     int64_t now_ms = clock_mono_ms();
     enum check_state state = api_coordinator(x->api, now_ms);
-    buf_printf(&x->rs.body, ",\"coordinator\":{\"status\":\"%s\"", states[state]);
+    buf_printf(&x->rs.body, ",\"coordinator\":{\"status\":\"%s\"", health_check_names[state]);
     if (state != CHECK_UNKNOWN)
         buf_printf(&x->rs.body, ",\"latencyMs\":%" PRId64 ",\"ageMs\":%" PRId64, coordination_lag_ms(c),
                    now_ms - coordination_beat_ms(c));

@@ -1,6 +1,7 @@
 #include "checks.h"
 
 #include "clock.h"
+#include "health.h"
 #include "log.h"
 #include "totals.h"
 

@@ -1,0 +1,18 @@
+#include "health.h"
+
+const char *const health_names[] = { "unhealthy", "degraded", "healthy" };
+const char *const health_check_names[] = { "unknown", "unused", "up", "down" };
+
+enum check_state health_dependency(struct shared *sh, enum dependency d, bool away, int64_t now_ms)
+{
+    enum check_state state = shared_check_state(sh, d, now_ms);
+    return d == DEPENDENCY_REDIS && state == CHECK_UP && away ? CHECK_DOWN : state;
+}
+
+enum health health_of(enum check_state redis, enum check_state embedded, bool refuge)
+{
+    bool sheltered = redis == CHECK_DOWN && refuge && embedded == CHECK_UP;
+    bool home = redis == CHECK_UNUSED ? embedded == CHECK_UP : redis == CHECK_UP;
+    if (!home && !sheltered) return HEALTH_UNHEALTHY;
+    return sheltered || (redis == CHECK_UP && embedded == CHECK_DOWN) ? HEALTH_DEGRADED : HEALTH_HEALTHY;
+}
