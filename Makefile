@@ -8,7 +8,7 @@ MODULES := mem fault err buf clock log \
            redis_url redis_error redis_slots lookup resp redis_link redis_links \
            redis_sentinel redis_cluster redis subscriber messenger pg turns \
            session_cache redis_keys store_backend user_index session_events redis_rotation store_redis \
-           store_embedded store_refuge replay shelter store
+           store_embedded store_refuge replay shelter store user_sessions
 HEADERS := mem fault redis_keys store_backend # of these there is only a header
 POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_coordination api_rate_limit \
            backlog checks api_metrics_coordination api_metrics api_status connection handover worker keeper children listener \

@@ -2,10 +2,9 @@
 #include "api.h"
 
 #include "clock.h"
-#include "mem.h"
-#include "metrics.h"
+#include "user_sessions.h"
 
-#define MOST_PASSES 8 /* over a user's sessions while new ones keep coming */
+#include <string.h>
 
 /* Without a configured token there is nothing here. Nobody, or a token that is none of ours: 401 (RFC 9110: the request
  * lacks valid credentials); a service's: 403 (valid ones that do not suffice). False: it is answered. */
@@ -33,127 +32,57 @@ static bool read_user(struct exchange *x, char user[STORE_USER_BYTES])
     return good || !response_error(&x->rs, 400, "INVALID_USER_ID", "userId is required, of 1 to 255 bytes");
 }
 
-/* A user's sessions as the store shows them, for whichever purpose. */
-struct listing {
-    const struct api *api;
-    const char *user;
-    struct buf *body;             /* list: what is answered */
-    char (*ids)[IDS_TEXT_BYTES];  /* revoke: what is to be deleted */
-    size_t count, cap;
-};
-
-static bool is_theirs(const struct listing *l, struct bytes doc, struct session_facts *facts)
-{
-    char user[STORE_USER_BYTES];
-    if (!session_facts(doc, facts)) return false;
-    session_user(facts->user_id, user, sizeof user);
-    return strcmp(user, l->user) == 0;
-}
-
 static void add_member(struct buf *body, const char *name, struct bytes raw)
 {
     buf_printf(body, ",\"%s\":", name);
     buf_add(body, raw.len > 0 ? raw : BYTES_LITERAL("null"));
 }
 
-/* An id is its session's key: whoever reads it here, or in the log of a proxy on the way, could act as that user. So an
- * operator gets the short hash that stands in our own log lines too. */
-static bool add_session(void *ctx, const char *id, struct bytes doc, int64_t expires_at_ms)
+struct listing {
+    struct buf *body;
+    size_t count;
+};
+
+static void add_session(void *ctx, const struct user_session *s)
 {
     struct listing *l = ctx;
-    struct session_facts facts;
-    char hash[9], when[CLOCK_ISO_BYTES];
-    if (!is_theirs(l, doc, &facts)) return false;
-    if (life_left_ms(&l->api->life, &facts, clock_wall_ms()) <= 0) return true;
-    ids_short(id, hash);
-    clock_iso(expires_at_ms, when);
-    buf_printf(l->body, "%s{\"hash\":\"%s\",\"expiresAt\":", l->count++ > 0 ? "," : "", hash);
-    if (expires_at_ms != 0) buf_json_string(l->body, bytes_of(when));
-    else buf_puts(l->body, "null"); /* a key without end, of somebody else's making */
-    add_member(l->body, "created", facts.created);
-    add_member(l->body, "lastActivity", facts.last_activity);
-    add_member(l->body, "ipAddress", facts.ip_address);
-    add_member(l->body, "userAgent", facts.user_agent);
+    char when[CLOCK_ISO_BYTES];
+    clock_iso(s->expires_at_ms, when);
+    buf_printf(l->body, "%s{\"hash\":\"%s\",\"expiresAt\":", l->count++ > 0 ? "," : "", s->hash);
+    if (s->expires_at_ms != 0) buf_json_string(l->body, bytes_of(when));
+    else buf_puts(l->body, "null");
+    add_member(l->body, "created", s->facts->created);
+    add_member(l->body, "lastActivity", s->facts->last_activity);
+    add_member(l->body, "ipAddress", s->facts->ip_address);
+    add_member(l->body, "userAgent", s->facts->user_agent);
     buf_puts(l->body, "}");
-    return true;
 }
 
 void admin_list(struct exchange *x)
 {
     char user[STORE_USER_BYTES];
-    struct listing l = { .api = x->api, .user = user, .body = &x->rs.body };
+    struct listing l = { .body = &x->rs.body };
     struct err e;
     if (!api_is_admin(x) || !read_user(x, user)) return;
     x->phase = store_name(x->api->store);
     buf_puts(l.body, "{\"success\":true,\"userId\":");
     buf_json_string(l.body, bytes_of(user));
     buf_puts(l.body, ",\"sessions\":[");
-    if (!store_list(x->api->store, user, x->deadline_ms, add_session, &l, &e)) {
+    if (!user_sessions_each(x->api->store, &x->api->life, user, x->deadline_ms, add_session, &l, &e)) {
         api_store_failed(x, &e);
         return;
     }
     buf_puts(l.body, "]}");
 }
 
-static bool add_id(void *ctx, const char *id, struct bytes doc, int64_t expires_at_ms)
-{
-    struct listing *l = ctx;
-    struct session_facts facts;
-    (void)expires_at_ms;
-    if (!is_theirs(l, doc, &facts)) return false;
-    if (l->count == l->cap) {
-        l->cap = l->cap ? l->cap * 2 : 16;
-        l->ids = mem_resize(l->ids, l->cap * sizeof *l->ids);
-    }
-    snprintf(l->ids[l->count++], sizeof *l->ids, "%s", id);
-    return true;
-}
-
-struct revocation {
-    const struct listing *listing;
-    struct store_terms terms;
-};
-
-/* It may have become another's since it was listed. */
-static enum store_verdict delete_if_theirs(void *ctx, struct bytes doc, struct buf *out)
-{
-    struct revocation *r = ctx;
-    struct session_facts facts;
-    (void)out;
-    snprintf(r->terms.was_user, sizeof r->terms.was_user, "%s", r->listing->user);
-    return is_theirs(r->listing, doc, &facts) ? STORE_DELETE : STORE_KEEP;
-}
-
-/* Deletes what is listed. False with `e`. */
-static bool revoke_listed(struct exchange *x, const struct listing *l, int64_t *revoked, struct err *e)
-{
-    for (size_t i = 0; i < l->count; i++) {
-        struct revocation r = { .listing = l, .terms = { .strict = true } };
-        struct store_result res;
-        if (!store_update(x->api->store, l->ids[i], delete_if_theirs, &r, &r.terms, x->deadline_ms, &res, e)) return false;
-        if (!res.changed) continue;
-        metrics_add(METRIC_sessions_revoked_total, 1);
-        ++*revoked;
-    }
-    return true;
-}
-
-/* Again until a list is empty: a session that was given a new id in between is in the next one. */
 void admin_revoke(struct exchange *x)
 {
     char user[STORE_USER_BYTES];
-    struct listing l = { .api = x->api, .user = user };
     struct err e;
-    int64_t revoked = 0;
-    bool ok = true;
+    int64_t revoked;
     if (!api_is_admin(x) || !read_user(x, user)) return;
     x->phase = store_name(x->api->store);
-    for (int pass = 0; ok && pass < MOST_PASSES; pass++) {
-        l.count = 0;
-        ok = store_list(x->api->store, user, x->deadline_ms, add_id, &l, &e) && revoke_listed(x, &l, &revoked, &e);
-        if (l.count == 0) break;
-    }
-    if (ok) buf_printf(&x->rs.body, "{\"success\":true,\"revoked\":%lld}", (long long)revoked);
+    if (user_sessions_revoke(x->api->store, user, x->deadline_ms, &revoked, &e))
+        buf_printf(&x->rs.body, "{\"success\":true,\"revoked\":%lld}", (long long)revoked);
     else api_store_failed(x, &e);
-    free(l.ids);
 }
