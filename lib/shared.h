@@ -31,6 +31,7 @@ struct slot {
     _Atomic int32_t oldest_route;    /* index into the routes */
     _Atomic int32_t connections;     /* open, from front servers */
     _Atomic int32_t requests;        /* in its hands now */
+    _Atomic int32_t workers_wanted;  /* of a master: how many it keeps */
     _Atomic uint64_t counter[METRICS_COUNTERS]; /* see metrics.h; these outlive the owner */
 };
 

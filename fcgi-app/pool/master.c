@@ -255,6 +255,7 @@ static void act(void)
     } else {
         say_ready();
     }
+    atomic_store(&m.slot->workers_wanted, children_workers_wanted(&m.children));
     double wait_s = WATCH_S;
     if (due_ms != CLOCK_NEVER && (double)(due_ms - clock_mono_ms()) / 1000.0 < wait_s)
         wait_s = (double)(due_ms - clock_mono_ms()) / 1000.0;
@@ -285,6 +286,7 @@ static void look_for_hangs(void)
 static void give_up_new_master(const char *why)
 {
     log_error("new binary given up, the old one goes on: child=%d cause=\"%s\"", (int)m.new_master, why);
+    metrics_add(METRIC_upgrades_refused, 1);
     kill(m.new_master, SIGTERM);
     m.new_master = 0;
 }
@@ -311,6 +313,7 @@ static void on_child(struct ev_loop *loop, ev_child *w, int events)
     (void)events;
     if (w->rpid == m.new_master) {
         log_error("new binary gave up, the old one goes on: child=%d cause=\"%s\"", w->rpid, how_it_ended(w->rstatus, how));
+        metrics_add(METRIC_upgrades_refused, 1);
         m.new_master = 0;
         return;
     }
@@ -363,6 +366,7 @@ static void reload(void)
     buf_done(&warnings);
     if (cfg == NULL) {
         log_error("reload refused, the old configuration stays: error=\"%s\"", e.text);
+        metrics_add(METRIC_reloads_refused, 1);
         return;
     }
     notify_send("RELOADING=1");
