@@ -586,7 +586,7 @@ static bool establish(struct session_cache *c, struct err *e)
     }
     follow(c, atomic_load(&c->control->current));
     if (c->table != NULL && c->bytes > 0 && c->table->sets == table_sets(c->bytes)) return true;
-    if (c->table == NULL && c->bytes == 0) return true;
+    if (c->bytes == SESSION_CACHE_AS_IT_IS || (c->table == NULL && c->bytes == 0)) return true;
     unmap(c);
     if (!replace_table(c, e)) return false;
     follow(c, atomic_load(&c->control->current));
@@ -598,7 +598,7 @@ void session_cache_tend(struct session_cache *c)
     struct err e = { 0 };
     uint32_t current = atomic_load(&c->control->current);
     if (current != c->number) follow(c, current);
-    if (c->table != NULL || c->bytes == 0) return;
+    if (c->table != NULL || c->bytes <= 0) return;
     if (!lock_bytes(c->fd, F_OFD_SETLKW, F_WRLCK, CREATION_LOCK, 1)) return;
     bool ok = establish(c, &e);
     lock_bytes(c->fd, F_OFD_SETLK, F_UNLCK, CREATION_LOCK, 1);

@@ -26,8 +26,10 @@ struct session_cache;
  * Made with another size before, it is made anew, and the others follow at their next call; with 0 it is off for all of
  * them. Every process that writes sessions to Redis has to join, also with 0, since a neighbour may have other options
  * during a reload. Where there is no room, a warning is logged and all goes on without cache: nothing is found or kept.
+ * With SESSION_CACHE_AS_IT_IS one that is there stays what it is.
  * NULL with `e` if RUN_DIR cannot be used at all. Open it after fork, never before: a child that inherits the
  * descriptor makes its dead parent look alive. Not for use by two threads at once; each may have its own. */
+#define SESSION_CACHE_AS_IT_IS (-1)
 struct session_cache *session_cache_open(const char *run_dir, int64_t bytes, struct err *e);
 void session_cache_close(struct session_cache *c);
 
