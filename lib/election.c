@@ -90,6 +90,7 @@ static void take_event(struct election *el, const struct election_event *ev, int
         break;
     case ELECTION_REFUSED:
         stand_down(el, now_ms);
+        el->to_release = false;
         break;
     case ELECTION_UNANSWERED: /* the lease that we hold still counts until its end */
         el->next_ms = now_ms + el->heartbeat_ms / 4 + jitter_ms(el);
@@ -101,6 +102,12 @@ static void take_event(struct election *el, const struct election_event *ev, int
     case ELECTION_OVERRULED:
         if (ev->term > el->seen_term) el->seen_term = ev->term;
         if (was_ours && el->term <= ev->term) stand_down(el, now_ms);
+        break;
+    case ELECTION_YIELD:
+        if (el->role != ELECTION_LEADER) break;
+        stand_down(el, now_ms);
+        el->to_release = true;
+        el->next_ms = now_ms + el->lease_ms;
         break;
     case ELECTION_STOP:
         break;
@@ -131,7 +138,12 @@ enum election_action election_step(struct election *el, const struct election_ev
     take_event(el, ev, now_ms);
     if (holds(el) && now_ms >= el->acts_until_ms) stand_down(el, now_ms);
     if (el->role == ELECTION_WAITING && now_ms >= el->waits_until_ms) el->role = ELECTION_LEADER;
-    if (el->asking || now_ms < el->next_ms) return ELECTION_WAIT;
+    if (el->asking) return ELECTION_WAIT;
+    if (el->to_release) {
+        el->to_release = false;
+        return ask(el, ELECTION_RELEASE, now_ms);
+    }
+    if (now_ms < el->next_ms) return ELECTION_WAIT;
     return ask(el, holds(el) ? ELECTION_RENEW : ELECTION_ACQUIRE, now_ms);
 }
 

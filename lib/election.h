@@ -37,6 +37,7 @@ struct election_event {
         ELECTION_UNANSWERED, /* of any: it may have been done or not */
         ELECTION_VACANT,     /* somebody says that the lease may have changed hands */
         ELECTION_OVERRULED,  /* `term` is on record elsewhere, so ours is worth nothing unless it is above */
+        ELECTION_YIELD,      /* give the lease back, and leave the next one to others: do not stand for so long */
         ELECTION_STOP        /* give the lease back and end */
     } kind;
     int64_t term, ttl_ms;
@@ -49,7 +50,7 @@ struct election {
     /* Its own; all times monotonic: */
     enum election_role role;
     bool asking;            /* an action is under way; until its outcome there is no other */
-    bool to_release;        /* stopped, and the lease is still ours */
+    bool to_release;        /* stopped or yielding, and the lease is still ours */
     bool hinted;            /* ELECTION_VACANT came meanwhile: the outcome may be out of date */
     int64_t asked_ms;       /* since when */
     int64_t acts_until_ms;  /* of the one who holds the lease */

@@ -169,8 +169,11 @@ void cleanup_redis_run(struct duty *d)
         return;
     }
     bool owed = false;
+    co->cleanup_asked = false;
     while (duty_goes_on(d)) {
         int64_t began_us = clock_mono_us();
+        owed = owed || co->cleanup_asked;
+        co->cleanup_asked = false;
         bool ok = owed || hour_is_over(co, &owed, &e);
         if (ok && owed && (ok = clean_redis(d, CLOCK_NEVER, NULL, &heal, &e))) {
             owed = false;

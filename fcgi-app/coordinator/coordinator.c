@@ -28,7 +28,7 @@ struct loop {
     ev_io descriptors;
     ev_timer due; /* a task's deadline */
     ev_timer tick;
-    ev_signal signals[4];
+    ev_signal signals[5];
     int64_t tick_at_ms;
     int64_t leave_by_ms;
     bool stopping; /* TERM or INT, as opposed to HUP */
@@ -110,6 +110,8 @@ static void on_signal(struct ev_loop *ev, ev_signal *w, int events)
     struct err e;
     if (w->signum == SIGUSR1) {
         if (!log_reopen(&e)) log_error("log file stays the old one: error=\"%s\"", e.text);
+    } else if (w->signum == SIGUSR2) {
+        if (!l->co->leaving) leadership_yield(l->co->leadership);
     } else if (w->signum == SIGHUP) {
         if (l->co->leaving || (l->next = l->reload()) == NULL) return;
         log_info("options read again, coordinator starts anew with them");
@@ -189,7 +191,7 @@ static void close_all(struct coordinator *co)
 
 static void watch_all(struct loop *l)
 {
-    static const int handled[] = { SIGTERM, SIGINT, SIGHUP, SIGUSR1 };
+    static const int handled[] = { SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2 };
     signal(SIGPIPE, SIG_IGN);
     ev_prepare_init(&l->prepare, run_tasks);
     ev_io_init(&l->descriptors, on_descriptors, pollset_fd(l->co->pollset), EV_READ);
@@ -211,6 +213,7 @@ static void unwatch_all(struct loop *l)
 {
     for (size_t i = 0; i < sizeof l->signals / sizeof l->signals[0]; i++) ev_signal_stop(l->ev, &l->signals[i]);
     signal(SIGHUP, SIG_IGN); /* one more before the next start must not end us; a TERM may, unless that has been said */
+    signal(SIGUSR2, SIG_IGN);
     if (l->stopping) signal(SIGTERM, SIG_IGN);
     if (l->stopping) signal(SIGINT, SIG_IGN);
     ev_loop_destroy(l->ev);

@@ -27,6 +27,7 @@ struct coordinator {
     bool schema_applied;        /* the database has all tables (fence.h) */
     struct store_redis *warming; /* while sessions are loaded into the cache (warmup.h); else NULL */
     int warmups;                  /* of these, under way or waiting */
+    bool cleanup_asked;           /* of who keeps Redis clean without a database: now, not in an hour */
     struct shared *shared;
     struct slot *slot;                 /* in which we count */
     struct coordination *coordination; /* what other processes of the node see of all this */

@@ -21,8 +21,8 @@ extern char **environ;
 static const char summary[] =
     "Does what must happen once a node or once a cluster, beside a pool of hyperpage-fcgi: messages between nodes, "
     "election of a leader, and what the leader looks after. Any number may be started: one of a node works, the others "
-    "wait to take its place. Signals: TERM and INT hand over and stop, HUP reads the options again, USR1 opens the log "
-    "file again.";
+    "wait to take its place. Signals: TERM and INT hand over and stop, HUP reads the options again, USR2 gives the "
+    "leadership back, USR1 opens the log file again.";
 
 /* As this program was started, to read the options again. */
 static struct {
@@ -116,6 +116,7 @@ static bool take_node(const char *run_dir, bool *waited, struct err *e)
     if (fd < 0)
         return err_set(e, ERR_INPUT, "RUN_DIR=%.100s: %.100s cannot be opened: %s", run_dir, path, strerror(errno));
     signal(SIGHUP, SIG_IGN);
+    signal(SIGUSR2, SIG_IGN);
     signal(SIGTERM, leave);
     signal(SIGINT, leave);
     *waited = flock(fd, LOCK_EX | LOCK_NB) != 0;

@@ -26,6 +26,7 @@ struct leadership {
     bool failing;               /* the last attempt had no answer */
     /* What the node knows: */
     bool is_leader;
+    bool gives_back; /* it ends because we want it to */
     char leader[POD_NAME_BYTES];
     int64_t leader_term, since_ms, leader_until_ms; /* wall; monotonic: then nobody knows any more */
 };
@@ -118,9 +119,9 @@ static void note(struct leadership *l, bool is_leader, const char *leader, int64
         log_info("this node leads: pod=%s term=%" PRId64, l->co->pod, term);
         metrics_add(METRIC_coordination_elections_won_total, 1);
     } else if (!is_leader && l->is_leader) {
-        log_write(l->co->leaving ? LOG_INFO : LOG_WARN, "this node does not lead any more: pod=%s term=%" PRId64,
+        log_write(l->gives_back ? LOG_INFO : LOG_WARN, "this node does not lead any more: pod=%s term=%" PRId64,
                   l->co->pod, l->leader_term);
-        if (!l->co->leaving) metrics_add(METRIC_coordination_leaderships_lost_total, 1);
+        if (!l->gives_back) metrics_add(METRIC_coordination_leaderships_lost_total, 1);
     } else if (other && leader[0] != '\0' && strcmp(leader, l->co->pod) != 0) {
         log_info("another node leads: leader=\"%s\" term=%" PRId64, leader, term);
     }
@@ -327,6 +328,7 @@ void leadership_start(struct leadership *l)
 
 void leadership_stop(struct leadership *l)
 {
+    l->gives_back = true;
     if (l->co->redis != NULL)
         tell(l, &(struct election_event){ .kind = ELECTION_STOP });
     else
@@ -369,6 +371,14 @@ int64_t leadership_leader_term(const struct leadership *l)
 int64_t leadership_since_ms(const struct leadership *l)
 {
     return l->since_ms;
+}
+
+void leadership_yield(struct leadership *l)
+{
+    if (l->co->redis == NULL || !l->is_leader) return;
+    l->gives_back = true;
+    tell(l, &(struct election_event){ .kind = ELECTION_YIELD });
+    l->gives_back = false;
 }
 
 void leadership_lift_term(struct leadership *l, int64_t above)

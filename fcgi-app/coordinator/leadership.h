@@ -40,6 +40,9 @@ int64_t leadership_since_ms(const struct leadership *l);
  * stand for election again with a term above that. */
 void leadership_lift_term(struct leadership *l, int64_t above);
 
+/* An operator wants another to lead: gives the lease back, and stands for election again after as long as one lasts. */
+void leadership_yield(struct leadership *l);
+
 /* The leader may have changed: looks at once. */
 void leadership_look(struct leadership *l);
 

@@ -4,11 +4,15 @@
 #include "jobs.h"
 #include "warmup.h"
 
-/* A duty does it at once instead of when it would be due; on nodes where it does not run now, there is nothing to do.
- */
+/* At once instead of when it would be due; on nodes that do not lead there is nothing to do. */
 static void clean_up(struct coordinator *co, struct bytes data)
 {
     (void)data;
+    if (co->pg != NULL) {
+        jobs_ask(co, "cleanup");
+        return;
+    }
+    co->cleanup_asked = true;
     duties_ask(co->duties, "cleanup");
 }
 

@@ -241,6 +241,39 @@ static void who_stops_lets_a_lease_expire_that_was_not_sound_yet(void **state)
     assert_false(el.asking);
 }
 
+static void who_yields_gives_its_lease_back_and_lets_others_have_the_next(void **state)
+{
+    (void)state;
+    lead(5);
+    assert_int_equal(TELL(ELECTION_YIELD), ELECTION_RELEASE);
+    assert_false(election_may_act(&el, now_ms));
+    assert_int_equal(TELL(ELECTION_RELEASED), ELECTION_WAIT);
+    assert_int_equal(time_passes(LEASE - 1), ELECTION_WAIT);
+    assert_int_equal(time_passes(1), ELECTION_ACQUIRE);
+}
+
+static void who_yields_gives_back_what_is_just_being_renewed(void **state)
+{
+    (void)state;
+    lead(5);
+    assert_int_equal(time_passes(HEARTBEAT), ELECTION_RENEW);
+    assert_int_equal(TELL(ELECTION_YIELD), ELECTION_WAIT);
+    assert_false(election_may_act(&el, now_ms));
+    assert_int_equal(TELL(ELECTION_RENEWED), ELECTION_RELEASE);
+    assert_false(election_may_act(&el, now_ms));
+    assert_int_equal(TELL(ELECTION_RELEASED), ELECTION_WAIT);
+}
+
+static void a_follower_has_nothing_to_yield(void **state)
+{
+    (void)state;
+    assert_int_equal(TELL(ELECTION_TIME), ELECTION_ACQUIRE);
+    assert_int_equal(TELL(ELECTION_HELD, .term = 3, .ttl_ms = LEASE), ELECTION_WAIT);
+    int64_t due_ms = election_due_ms(&el);
+    assert_int_equal(TELL(ELECTION_YIELD), ELECTION_WAIT);
+    assert_int_equal(election_due_ms(&el), due_ms);
+}
+
 static void a_follower_that_stops_has_nothing_to_give_back(void **state)
 {
     (void)state;
@@ -305,7 +338,8 @@ static void step_node(struct world *w, int i)
         election_init(&w->node[i], LEASE, HEARTBEAT, chance(w, 1 << 30), now_ms);
         w->self[i]++;
     } else if (chance(w, 5000) == 0) {
-        ev = (struct election_event){ .kind = chance(w, 2) == 0 ? ELECTION_STOP : ELECTION_VACANT };
+        static const enum election_event_kind kinds[] = { ELECTION_STOP, ELECTION_VACANT, ELECTION_YIELD };
+        ev = (struct election_event){ .kind = kinds[chance(w, 3)] };
     }
     w->asked[i] = election_step(&w->node[i], &ev, now_ms);
 }
@@ -355,6 +389,9 @@ int main(void)
         cmocka_unit_test_setup(who_stops_gives_back_what_is_still_on_its_way, begin),
         cmocka_unit_test_setup(who_stops_lets_a_lease_expire_that_was_not_sound_yet, begin),
         cmocka_unit_test_setup(a_follower_that_stops_has_nothing_to_give_back, begin),
+        cmocka_unit_test_setup(who_yields_gives_its_lease_back_and_lets_others_have_the_next, begin),
+        cmocka_unit_test_setup(who_yields_gives_back_what_is_just_being_renewed, begin),
+        cmocka_unit_test_setup(a_follower_has_nothing_to_yield, begin),
         cmocka_unit_test_setup(never_two_act_at_once, begin),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
