@@ -319,8 +319,7 @@ static void add_allowed(const struct option *o, struct buf *out)
     }
 }
 
-/* Breaks `text` into lines of at most `width` columns, each behind `indent` blanks. */
-static void add_wrapped(const char *text, int indent, size_t width, struct buf *out)
+void config_wrap(const char *text, int indent, size_t width, struct buf *out)
 {
     while (*text != '\0') {
         size_t n = strlen(text);
@@ -332,10 +331,43 @@ static void add_wrapped(const char *text, int indent, size_t width, struct buf *
     }
 }
 
+static void value_text(const struct config *c, const struct option *o, struct buf *out)
+{
+    const void *field = (const char *)c + o->offset;
+    const char *text = o->type == OPTION_TEXT || o->type == OPTION_SECRET ? *(const char *const *)field : "";
+    const char *choice = o->unit_or_allowed;
+    switch (o->type) {
+    case OPTION_NUMBER:
+        if (*(const int64_t *)field == CONFIG_AUTO) buf_puts(out, "auto");
+        else buf_printf(out, "%lld", (long long)*(const int64_t *)field);
+        break;
+    case OPTION_FLAG: buf_puts(out, *(const bool *)field ? "true" : "false"); break;
+    case OPTION_CHOICE:
+        for (int i = 0; i < *(const int *)field; i++) choice += strcspn(choice, "|") + 1;
+        buf_append(out, choice, strcspn(choice, "|"));
+        break;
+    case OPTION_TEXT: buf_puts(out, text); break;
+    case OPTION_SECRET: buf_puts(out, text[0] != '\0' ? "(a secret)" : ""); break;
+    }
+}
+
+void config_each(const struct config *c, void (*each)(void *ctx, const char *key, const char *value), void *ctx)
+{
+    struct buf value = BUF_INIT(MOST_VALUE_BYTES + 1);
+    char key[64];
+    for (size_t i = 0; i < OPTIONS; i++) {
+        buf_reset(&value);
+        value_text(c, &options[i], &value);
+        name_in_capitals(&options[i], key);
+        each(ctx, key, buf_text(&value));
+    }
+    buf_done(&value);
+}
+
 void config_help(const char *program, const char *summary, struct buf *out)
 {
     buf_printf(out, "usage: %s [--config FILE] [--check] [--OPTION VALUE ...]\n\n", program);
-    add_wrapped(summary, 0, 100, out);
+    config_wrap(summary, 0, 100, out);
     buf_puts(out, "\n  --config FILE   options as KEY=value lines; the environment and the command line come after it\n"
                   "  --check         only says whether the options are right: exit code 0, or 2 and one line\n"
                   "  --reference     prints all options as Markdown\n"
@@ -348,7 +380,7 @@ void config_help(const char *program, const char *summary, struct buf *out)
         add_allowed(&options[i], out);
         if (options[i].type != OPTION_SECRET) buf_printf(out, "; default %s", options[i].def[0] ? options[i].def : "empty");
         buf_puts(out, ")\n");
-        add_wrapped(options[i].doc, 6, 100, out);
+        config_wrap(options[i].doc, 6, 100, out);
     }
 }
 

@@ -37,6 +37,12 @@ void config_free(struct config *c);
 void config_help(const char *program, const char *summary, struct buf *out);
 void config_reference(struct buf *out); /* Markdown, as conf/reference.md */
 
+/* Every option in its order, its name in capitals, its value as in a file; of a secret only whether there is one. */
+void config_each(const struct config *c, void (*each)(void *ctx, const char *key, const char *value), void *ctx);
+
+/* Appends `text` in lines of at most `width` columns, each behind `indent` blanks: as --help has it. */
+void config_wrap(const char *text, int indent, size_t width, struct buf *out);
+
 /* The nth item of a comma-separated value, trimmed, empty ones not counted; false past the last. */
 bool config_item(const char *list, size_t n, struct bytes *item);
 

@@ -418,6 +418,28 @@ static void help_and_reference_list_every_option_once(void **state)
     buf_done(&reference);
 }
 
+static struct buf told = BUF_INIT(64 * 1024);
+
+static void tell(void *ctx, const char *key, const char *value)
+{
+    (void)ctx;
+    buf_printf(&told, "%s=%s\n", key, value);
+}
+
+static void all_options_can_be_told_but_no_secret(void **state)
+{
+    (void)state;
+    struct config *c = load(NO_ENVIRONMENT, ARGS("--embedded-sync", "full", "--session-rolling", "1", "--run-dir", "/a",
+                                                 "--admin-token", "hush"));
+    config_each(c, tell, NULL);
+    static const char *const lines[] = { "EMBEDDED_SYNC=full\n", "SESSION_ROLLING=true\n", "RUN_DIR=/a\n", "WORKERS=auto\n",
+                                         "DRAIN_TIMEOUT=30\n", "ADMIN_TOKEN=(a secret)\n", "SERVICE_TOKEN=\n" };
+    for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) assert_non_null(strstr(buf_text(&told), lines[i]));
+    assert_null(strstr(buf_text(&told), "hush"));
+    buf_done(&told);
+    config_free(c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -439,6 +461,7 @@ int main(void)
         cmocka_unit_test(a_second_load_leaves_the_first_intact),
         cmocka_unit_test(an_item_is_what_stands_between_commas),
         cmocka_unit_test(help_and_reference_list_every_option_once),
+        cmocka_unit_test(all_options_can_be_told_but_no_secret),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }
