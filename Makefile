@@ -13,6 +13,7 @@ HEADERS := mem fault redis_keys store_backend # of these there is only a header
 POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_coordination api_rate_limit \
            backlog checks api_metrics_coordination api_metrics api_status connection handover worker keeper children listener \
            notify master hyperpage-fcgi
+CTL     := report daemon node ctl_pool ctl_cluster ctl_sessions ctl_store ctl_config hyperpagectl
 COORDINATOR := leadership pods coherence schema fence rate_limits registry survey cleanup warmup jobs operations inbox \
                duties coordinator hyperpage-coordinator
 
@@ -38,7 +39,7 @@ LDLIBS   := -lfcgi -lhiredis -ljson-c -luuid -lsqlite3 -lpq -lev -lpthread
 ASAN     := BUILD=build/asan OPTIMISE=-O1 SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all"
 
 LIB      := $(BUILD)/libhyperpage.a
-PROGRAMS := $(BUILD)/hyperpage-fcgi $(BUILD)/hyperpage-coordinator # make install takes each with its unit and its page
+PROGRAMS := $(BUILD)/hyperpage-fcgi $(BUILD)/hyperpage-coordinator $(BUILD)/hyperpagectl # make install takes each with its unit and its page
 ONLY     ?= test_*
 UNITS    := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,\
               $(filter-out tests/unit/$(WITHOUT).c,$(wildcard $(ONLY:%=tests/unit/%.c))))
@@ -50,6 +51,7 @@ FUZZED   := $(patsubst %,lib/%.c,err buf clock span json endpoints http ids sess
 FUZZ_SECONDS ?= 60
 LIB_O    := $(patsubst %,$(BUILD)/lib/%.o,$(filter-out $(HEADERS),$(MODULES)))
 POOL_O   := $(patsubst %,$(BUILD)/fcgi-app/pool/%.o,$(POOL))
+CTL_O    := $(patsubst %,$(BUILD)/fcgi-app/ctl/%.o,$(CTL))
 COORDINATOR_O := $(patsubst %,$(BUILD)/fcgi-app/coordinator/%.o,$(COORDINATOR))
 
 .PHONY: all deps run test units system faults nemesis reliability layers reference bench asan tsan fuzz format install uninstall \
@@ -63,6 +65,9 @@ $(BUILD)/hyperpage-fcgi: $(POOL_O) $(LIB)
 	@echo "  LINK $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(BUILD)/hyperpage-coordinator: $(COORDINATOR_O) $(LIB)
+	@echo "  LINK $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(BUILD)/hyperpagectl: $(CTL_O) $(LIB)
 	@echo "  LINK $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(BUILD)/tests/unit/test_pool_%: $(BUILD)/tests/unit/test_pool_%.o $(filter-out %/hyperpage-fcgi.o,$(POOL_O)) $(LIB)

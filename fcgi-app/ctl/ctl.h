@@ -1,0 +1,71 @@
+/* ctl.h: what the operator's commands share: what was asked for, how they answer, and this node as its folders show it. */
+#ifndef HYPERPAGE_CTL_H
+#define HYPERPAGE_CTL_H
+
+#include "breaker.h"
+#include "config.h"
+#include "coordination.h"
+#include "daemon.h"
+#include "report.h"
+#include "store.h"
+#include "shared.h"
+
+/* Stable: scripts go by them. */
+enum ctl_exit {
+    CTL_OK,
+    CTL_NOT_SO,      /* the thing is not so: unhealthy, not there, refused */
+    CTL_USAGE,       /* the call or the configuration is wrong */
+    CTL_UNREACHABLE, /* pool, coordinator or store cannot be reached */
+    CTL_TIMED_OUT
+};
+
+/* What may stand on the command line beside the configuration's options. */
+enum ctl_flag { CTL_JSON, CTL_WAIT, CTL_TIMEOUT, CTL_ROLLING, CTL_NOW, CTL_STEP_DOWN, CTL_PRIORITY, CTL_POD, CTL_FLAGS };
+
+#define CTL_MOST_WORDS 4
+
+struct ctl {
+    struct config *config;
+    int argc; /* the options of the configuration, as they were given: argv[1] and following */
+    char **argv;
+    const char *word[CTL_MOST_WORDS]; /* what stands behind the command's name; NULL beyond */
+    const char *flag[CTL_FLAGS];      /* NULL: not given; "" or its value */
+    int64_t deadline_ms;              /* monotonic: --timeout from the start */
+    struct report report;             /* printed when the command returns */
+};
+
+typedef enum ctl_exit ctl_command(struct ctl *c);
+
+/* One line on standard error; gives `code` back. */
+enum ctl_exit ctl_fail(enum ctl_exit code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+enum ctl_exit ctl_failed(const struct ctl *c, const struct err *e); /* the code that this error means */
+
+/* --- node.c: what runs here --- */
+
+struct node {
+    struct daemon master, coordinator; /* pid 0: does not run */
+    struct shared *shared;              /* NULL: neither runs */
+    struct slot *slot;                  /* the master's; NULL: it does not run, or is of another build */
+    struct breaker *breaker;            /* NULL: there is no Redis */
+    struct coordination *coordination;
+};
+
+bool node_open(struct node *n, const struct config *cfg, struct err *e);
+void node_close(struct node *n);
+
+/* Waits until `holds`, asking some 50 times a second, while `p` lives; false: that, or the deadline. */
+bool node_until(bool (*holds)(void *ctx), void *ctx, const struct daemon *p, int64_t deadline_ms);
+
+/* --- ctl_store.c --- */
+
+struct store *ctl_open_store(struct ctl *c, enum ctl_exit *code); /* NULL: *code says why, as has been said */
+
+/* --- the commands, by noun --- */
+
+ctl_command pool_status, pool_health, pool_reload, pool_drain, pool_restart, pool_scale; /* ctl_pool.c */
+ctl_command cluster_pods, cluster_leader, cluster_send, cluster_cleanup;                 /* ctl_cluster.c */
+ctl_command sessions_list, sessions_show, sessions_revoke, sessions_count;               /* ctl_sessions.c */
+ctl_command cache_stats, cache_flush, store_look;                                        /* ctl_store.c */
+ctl_command config_show_all, config_check;                                               /* ctl_config.c */
+
+#endif

@@ -1,0 +1,37 @@
+/* node.c: this node as its RUN_DIR shows it. Nothing is made where nothing runs. */
+#include "clock.h"
+#include "ctl.h"
+
+#define LOOK_MS 20
+
+bool node_open(struct node *n, const struct config *cfg, struct err *e)
+{
+    *n = (struct node){ .master = DAEMON_NONE, .coordinator = DAEMON_NONE };
+    bool pool = daemon_find(cfg->run_dir, &daemon_master, &n->master, e);
+    bool coordinator = daemon_find(cfg->run_dir, &daemon_coordinator, &n->coordinator, e);
+    if (!pool && !coordinator) return true;
+    if ((n->shared = shared_open(cfg->run_dir, e)) == NULL) return false;
+    if ((n->coordination = coordination_open(cfg->run_dir, e)) == NULL) return false;
+    if (cfg->redis_url[0] != '\0' && (n->breaker = breaker_open(cfg->run_dir, e)) == NULL) return false;
+    if (pool) n->slot = shared_slot_of(n->shared, n->master.pid);
+    return true;
+}
+
+void node_close(struct node *n)
+{
+    breaker_close(n->breaker);
+    coordination_close(n->coordination);
+    shared_close(n->shared);
+    daemon_done(&n->master);
+    daemon_done(&n->coordinator);
+}
+
+bool node_until(bool (*holds)(void *ctx), void *ctx, const struct daemon *p, int64_t deadline_ms)
+{
+    for (;;) {
+        int64_t now_ms = clock_mono_ms();
+        if (holds(ctx)) return true;
+        if (now_ms >= deadline_ms) return false;
+        if (daemon_wait(p, now_ms + LOOK_MS < deadline_ms ? now_ms + LOOK_MS : deadline_ms)) return holds(ctx);
+    }
+}

@@ -1,0 +1,422 @@
+"""hyperpagectl on real pools, coordinators and a real Redis: what it says is so, what it is told is done when it returns
+from --wait, and its exit codes are those that --help promises."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from load import Load, failures
+from servers import BUILD, REPO, Coordinator, Front, Pool, Redis, wait_until
+from test_signals import Adopted, subreaper  # noqa: F401
+
+OK, NOT_SO, USAGE, UNREACHABLE, TIMED_OUT = range(5)
+CTL = BUILD / "hyperpagectl"
+
+
+class Answer:
+    def __init__(self, done):
+        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+def ctl_with(env, *words, stdin=""):
+    done = subprocess.run([CTL, *map(str, words)], env=env, input=stdin, capture_output=True, text=True, timeout=90)
+    assert "runtime error" not in done.stderr and "Sanitizer" not in done.stderr, done.stderr
+    return Answer(done)
+
+
+def ctl(server, *words, stdin=""):
+    """The tool with the options of a server."""
+    return ctl_with(server.env, *words, stdin=stdin)
+
+
+def look(server, *words):
+    answer = ctl(server, *words, "--json")
+    assert answer.code == OK, answer.err
+    return answer.json
+
+
+def pids(status):
+    return {w["pid"] for w in status["workers"]}
+
+
+def whole(pool):
+    """All workers serve, as opposed to the first one; from then on the pid file names the master."""
+    assert ctl(pool, "health", "--wait").code == OK
+    return pool
+
+
+@pytest.fixture
+def pool(pool):
+    return whole(pool)
+
+
+# --- what it says ---
+
+def test_a_status_says_what_runs(pool):
+    status = look(pool, "status")
+    assert status["pool"]["running"] and status["pool"]["pid"] == pool.pid and status["pool"]["state"] == "serving"
+    assert status["pool"]["workersWanted"] == 2 and status["status"] == "healthy" and status["store"] == "embedded"
+    assert {w["state"] for w in status["workers"]} == {"serving"}
+    assert pids(status) <= set(pool.processes()) and len(status["workers"]) == 2
+    assert not status["coordinator"]["running"]
+    before = status["pool"]["requests"]
+    pool.ask("GET", "/api/sessions")
+    assert look(pool, "status")["pool"]["requests"] == before + 1
+
+
+def test_text_and_json_tell_the_same(pool):
+    text, status = ctl(pool, "status").out, look(pool, "status")
+    assert f"\n  pid: {status['pool']['pid']}\n" in text
+    for worker in status["workers"]:
+        assert f"\n  - pid={worker['pid']} state=serving requests=0 " in text
+    assert "\nstatus: healthy\n" in text
+
+
+def test_where_nothing_runs_nothing_is_made(folder):
+    (folder / "run").mkdir()
+    env = {**os.environ, "RUN_DIR": str(folder / "run"), "STATE_DIR": str(folder / "state")}
+    for words in (["status"], ["health"], ["reload"], ["drain"], ["restart"], ["scale", "2"], ["pods"], ["leader"],
+                  ["cache", "stats"], ["cleanup", "--now"]):
+        answer = ctl_with(env, *words)
+        assert answer.code == UNREACHABLE, (words, answer.out, answer.err)
+    assert ctl_with(env, "status", "--json").json == {"pool": {"running": False}, "coordinator": {"running": False}}
+    assert list(folder.rglob("*")) == [folder / "run"]
+
+
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["sessions"], ["scale"], ["scale", "0"], ["scale", "x"],
+                                   ["scale", "257"], ["status", "more"], ["status", "--wait"], ["status", "--json=1"],
+                                   ["status", "--timeout"], ["status", "--timeout", "0"], ["status", "--no-such", "1"],
+                                   ["status", "--workers", "x"], ["send", "moon_phase", "{}"], ["send", "broadcast", "["],
+                                   ["send", "broadcast", "{}", "--priority", "x"], ["send", "broadcast", "{}"],
+                                   ["sessions", "show", "a b"], ["sessions", "list", ""], ["cleanup"]])
+def test_a_wrong_call_is_one_line_and_2(folder, words):
+    answer = ctl_with({**os.environ, "RUN_DIR": str(folder), "STATE_DIR": str(folder), "REDIS_URL": ""}, *words)
+    assert answer.code == USAGE and answer.out == "", answer.err
+    assert re.fullmatch(r"hyperpagectl: [^\n]+\n", answer.err)
+
+
+def test_help_lists_every_command_and_version_the_version(pool):
+    text = ctl(pool, "--help").out
+    for name in ("status", "health", "reload", "drain", "restart", "scale N", "pods", "leader", "send TYPE PAYLOAD",
+                 "sessions revoke USER", "cache flush", "store check", "config check", "cleanup"):
+        assert f"\n  {name}" in text
+    assert ctl(pool, "--version").out.startswith("hyperpagectl ")
+
+
+def test_health_follows_the_pool_and_its_store(folder, servers, redis):
+    pool = whole(servers.enter_context(Pool(folder, REDIS_URL=redis.url, SESSION_FALLBACK_TO_MEMORY="false")))
+    assert ctl(pool, "health", "--wait").code == OK
+    redis.stop()
+    wait_until(lambda: ctl(pool, "health").code == NOT_SO, "it is not healthy")
+    answer = ctl(pool, "health", "--json")
+    assert answer.json["status"] == "unhealthy" and answer.json["redis"]["status"] == "down"
+    assert ctl(pool, "health", "--wait", "--timeout", "1").code == TIMED_OUT
+    redis.start()
+    assert ctl(pool, "health", "--wait").code == OK
+    pool.stop()
+    assert ctl(pool, "health").code == UNREACHABLE
+
+
+def test_health_degraded_is_still_0(folder, servers, redis):
+    pool = whole(servers.enter_context(Pool(folder, REDIS_URL=redis.url)))
+    redis.stop()
+    wait_until(lambda: look(pool, "health")["status"] == "degraded", "the refuge answers")
+    assert look(pool, "status")["store"] == "refuge"
+
+
+# --- what it tells the pool ---
+
+def test_a_reload_is_done_when_it_says_so(pool):
+    before = pids(look(pool, "status"))
+    assert ctl(pool, "reload", "--wait").code == OK
+    after = look(pool, "status")
+    assert after["pool"]["pid"] == pool.pid
+    new = {w["pid"] for w in after["workers"] if w["state"] == "serving"}
+    assert len(new) == 2 and not new & before
+    assert "reload done" in pool.log()
+
+
+def test_a_reload_that_is_refused_is_1(folder, servers):
+    conf = folder / "hyperpage.conf"
+    conf.write_text("LOG_LEVEL=info\n")
+    pool = whole(servers.enter_context(Pool(folder, arguments=["--config", conf])))
+    before = pids(look(pool, "status"))
+    conf.write_text("LOG_LEVEL=loud\n")
+    answer = ctl(pool, "reload", "--wait")
+    assert answer.code == NOT_SO and "refused" in answer.err
+    assert pids(look(pool, "status")) == before
+
+
+def test_a_restart_brings_another_master_and_drops_nothing(folder, servers, pool, subreaper):  # noqa: F811
+    front = servers.enter_context(Front(folder, "nginx", f"unix:{pool.address}"))
+    load = servers.enter_context(Load(front.port))
+    old, starter = pool.pid, pool.process
+    answer = ctl(pool, "restart", "--wait", "--json")
+    assert answer.code == OK, answer.err
+    pool.process = Adopted(answer.json["pid"])
+    assert pool.pid != old
+    starter.wait(timeout=40)
+    assert ctl(pool, "restart", "--rolling", "--wait").code == OK
+    assert look(pool, "status")["pool"]["pid"] == pool.pid
+    assert failures(load.stop()) == (0, 0)
+
+
+def test_a_restart_that_cannot_be_is_1(folder, servers):
+    tree = folder / "bin"
+    tree.mkdir()
+    binary = tree / "hyperpage-fcgi"
+    shutil.copy(BUILD / "hyperpage-fcgi", binary)
+    pool = Pool(folder)
+    pool.command[0] = str(binary)
+    whole(servers.enter_context(pool))
+    binary.unlink()
+    binary.write_text("#!/bin/sh\nexit 3\n")
+    binary.chmod(0o755)
+    answer = ctl(pool, "restart", "--wait")
+    assert answer.code == NOT_SO and "refused" in answer.err, answer.err
+    assert look(pool, "status")["pool"]["pid"] == pool.pid and ctl(pool, "health").code == OK
+
+
+def test_scale_holds_when_it_returns(pool):
+    for workers in (5, 1, 3):
+        assert ctl(pool, "scale", workers, "--wait").code == OK
+        status = look(pool, "status")
+        assert status["pool"]["workersWanted"] == workers
+        assert len([w for w in status["workers"] if w["state"] == "serving"]) == workers
+
+
+def test_drain_waits_for_the_end(pool):
+    assert ctl(pool, "drain", "--wait").code == OK
+    assert pool.process.wait(timeout=1) == 0
+    assert ctl(pool, "status").code == UNREACHABLE
+
+
+def test_a_wait_ends_with_its_timeout(pool):
+    pool.pause()
+    try:
+        started = time.monotonic()
+        for words in (["drain"], ["reload"], ["scale", "3"]):
+            assert ctl(pool, *words, "--wait", "--timeout", "1").code == TIMED_OUT
+        assert time.monotonic() - started < 8
+    finally:
+        pool.resume()
+
+
+def test_a_pid_that_is_another_process_is_not_signalled(folder, pool):
+    bystander = subprocess.Popen(["sleep", "600"])
+    other = Pool(folder / "other", name="other")
+    other.folder.mkdir()
+    try:
+        with other:
+            whole(other)
+            pid_file = pathlib.Path(pool.env["RUN_DIR"]) / "pool.pid"
+            worker = next(iter(pids(look(pool, "status"))))
+            for pid in (bystander.pid, other.pid, worker, 1, 0, -1, 4194304, "x"):
+                pid_file.write_text(f"{pid}\n")
+                assert ctl(pool, "drain").code == UNREACHABLE, pid
+            assert bystander.poll() is None and other.process.poll() is None and pool.process.poll() is None
+            pid_file.write_text(f"{pool.pid}\n")
+            assert ctl(pool, "health").code == OK
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_root_acts_as_the_owner_of_the_folder(folder):
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    os.chmod(folder, 0o755)
+    for name in ("run", "state"):
+        (folder / name).mkdir()
+        os.chown(folder / name, 65534, 65534)
+    env = {**os.environ, "RUN_DIR": str(folder / "run"), "STATE_DIR": str(folder / "state"), "REDIS_URL": ""}
+    assert ctl_with(env, "sessions", "count").code == OK
+    made = list((folder / "state").iterdir())
+    assert made and {path.stat().st_uid for path in made} == {65534}
+
+
+# --- sessions ---
+
+@pytest.fixture(params=["embedded", "redis"])
+def home(request, folder, servers):
+    url = servers.enter_context(Redis(folder)).url if request.param == "redis" else ""
+    return whole(servers.enter_context(Pool(folder, REDIS_URL=url, SERVICE_TOKEN="service", SESSION_CACHE_BYTES=1 << 20)))
+
+
+def create(pool, user, agent="a browser"):
+    answer = pool.ask("POST", "/api/sessions?create=1", {"sessionData": {"userId": user}},
+                      HTTP_AUTHORIZATION="Bearer service", CONTENT_TYPE="application/json", HTTP_USER_AGENT=agent)
+    assert answer.status == 201, answer.body
+    return json.loads(answer.body)["sessionId"]
+
+
+def test_sessions_are_listed_shown_and_ended(home):
+    ids = [create(home, "ann", "evil \x1b[31m\x9b browser") for _ in range(3)]
+    other = create(home, "bob")
+    assert look(home, "sessions", "count")["sessions"] == 4
+    listed = ctl(home, "sessions", "list", "ann", "--json")
+    assert len(listed.json["sessions"]) == 3 and not any(i in listed.out for i in ids)
+    text = ctl(home, "sessions", "list", "ann").out
+    assert "evil" in text and "\x1b" not in text and "\x9b" not in text
+    shown = look(home, "sessions", "show", ids[0])
+    assert shown["session"] == json.loads(home.ask("GET", f"/api/sessions/{ids[0]}").body)["session"]
+    assert json.loads(ctl(home, "sessions", "show", "-", "--json", stdin=f"{ids[0]}\n").out) == shown
+    assert look(home, "sessions", "revoke", "ann")["revoked"] == 3
+    assert [home.ask("GET", f"/api/sessions/{i}").status for i in [*ids, other]] == [401, 401, 401, 200]
+    assert ctl(home, "sessions", "show", ids[0]).code == NOT_SO
+    assert ctl(home, "store", "check").code == OK
+
+
+def test_a_store_that_is_away_is_3(folder, servers, redis):
+    env = {**os.environ, "RUN_DIR": str(folder / "run"), "STATE_DIR": str(folder / "state"), "REDIS_URL": redis.url}
+    for name in ("run", "state"):
+        (folder / name).mkdir()
+    redis.stop()
+    assert ctl_with(env, "sessions", "count").code == UNREACHABLE
+    answer = ctl_with(env, "store", "check", "--json")
+    assert answer.code == UNREACHABLE and answer.json["redis"]["status"] == "down"
+    assert answer.json["embedded"]["status"] == "up"
+    assert ctl_with(env, "send", "broadcast", "{}").code == UNREACHABLE
+
+
+def test_the_cache_stays_as_large_as_the_pool_has_it(folder, servers, redis):
+    pool = whole(servers.enter_context(Pool(folder, REDIS_URL=redis.url, SESSION_CACHE_BYTES=1 << 20)))
+    session = json.loads(pool.ask("GET", "/api/sessions").body)["sessionId"]
+    env = {**pool.env, "SESSION_CACHE_BYTES": str(8 << 20)}
+    for words in (["sessions", "count"], ["cache", "flush"], ["sessions", "show", session]):
+        assert ctl_with(env, *words).code == OK
+    stats = ctl_with(env, "cache", "stats", "--json").json
+    assert stats["on"] and 0 < stats["maxBytes"] <= 1 << 20 and stats["entries"] == 1
+
+
+def test_a_flush_makes_the_next_read_ask_redis(folder, servers, redis):
+    pool = whole(servers.enter_context(Pool(folder, REDIS_URL=redis.url, SESSION_CACHE_BYTES=1 << 20, WORKERS=1)))
+    servers.enter_context(Coordinator(folder, "pod-1", REDIS_URL=redis.url, RUN_DIR=pool.env["RUN_DIR"],
+                                      STATE_DIR=pool.env["STATE_DIR"]))
+    session = json.loads(pool.ask("GET", "/api/sessions").body)["sessionId"]
+
+    def hits():
+        return look(pool, "cache", "stats")["hits"]
+
+    def read_hits():
+        before = hits()
+        assert pool.ask("GET", f"/api/sessions/{session}").status == 200
+        return hits() - before == 1
+
+    wait_until(read_hits, "reads are answered from copies")
+    wait_until(lambda: look(pool, "cache", "stats")["coherent"], "coherent")
+    assert read_hits()
+    assert ctl(pool, "cache", "flush").code == OK
+    assert not read_hits()
+
+
+# --- the cluster ---
+
+@pytest.fixture
+def two_nodes(folder, servers, redis):
+    nodes = [servers.enter_context(Coordinator(folder, f"pod-{i}", REDIS_URL=redis.url)) for i in (1, 2)]
+    wait_until(lambda: len([n for n in nodes if n.view()["is_leader"]]) == 1, "one leads")
+    wait_until(lambda: all(n.view()["leader"] and n.view()["subscribed"] and n.view()["pod_count"] == 2 for n in nodes),
+               "all know")
+    return sorted(nodes, key=lambda n: not n.view()["is_leader"])
+
+
+def test_pods_and_leader_as_each_node_knows_them(two_nodes):
+    leader, follower = two_nodes
+    for node in two_nodes:
+        assert {p["podId"] for p in look(node, "pods")["pods"]} == {"pod-1", "pod-2"}
+        assert look(node, "leader")["leaderId"] == leader.name
+        assert look(node, "leader")["isLeader"] == (node is leader)
+    assert ctl(follower, "leader", "--step-down").code == NOT_SO
+    assert ctl(follower, "leader", "--wait").code == USAGE
+
+
+def test_a_leader_that_steps_down_leaves_it_to_the_other(two_nodes):
+    leader, follower = two_nodes
+    term = look(leader, "leader")["term"]
+    started = time.monotonic()
+    answer = ctl(leader, "leader", "--step-down", "--wait", "--json")
+    took_s = time.monotonic() - started
+    assert answer.code == OK and answer.json["leaderId"] == follower.name and answer.json["term"] > term
+    assert took_s < 0.8, "followers need not wait for the lease"
+    assert follower.view()["is_leader"] and not leader.view()["is_leader"]
+    assert "does not lead any more" in leader.log() and leader.process.poll() is None
+    assert leader.view()["metrics"]["coordination_leaderships_lost_total"] == 0
+    assert ctl(follower, "leader", "--step-down", "--wait").code == OK, "and back again"
+
+
+def test_a_message_reaches_all_nodes_or_one(two_nodes):
+    payload = json.dumps({"platform": "github", "endpoint": "core", "limit": 10, "remaining": 4})
+    sent = look(two_nodes[1], "send", "rate_limit_sync", payload, "--priority", "high")
+    assert sent["messageId"].startswith("msg-") and sent["receivers"] == 2
+    for node in two_nodes:
+        wait_until(lambda n=node: n.view()["messages"]["rate_limit_sync"] == 1, "it has come")
+    look(two_nodes[1], "send", "broadcast", '{"type":"hello"}', "--pod", two_nodes[0].name)
+    wait_until(lambda: two_nodes[0].view()["messages"]["broadcast"] >= 1, "it has come")
+
+
+def test_a_cleanup_is_done_when_it_says_so(redis, two_nodes):
+    leader, follower = two_nodes
+    wait_until(lambda: redis.call("GET", "hyperpage:cleanup") is not None, "the first cleanup of the hour")
+    wait_until(lambda: leader.view()["metrics"]["cleanup_runs_total"] == 1, "it is done")
+    redis.call("SET", "hyperpage:session:forever", "{}")
+    assert ctl(follower, "cleanup", "--now").code == NOT_SO
+    assert ctl(leader, "cleanup", "--now", "--wait", "--timeout", "20").code == OK
+    assert redis.call("TTL", "hyperpage:session:forever") > 0
+
+
+# --- options ---
+
+def test_options_are_shown_without_secrets_and_checked_as_the_programs_do(folder):
+    for name in ("run", "state"):
+        (folder / name).mkdir()
+    conf = folder / "hyperpage.conf"
+    conf.write_text(f"RUN_DIR={folder}/run\nSTATE_DIR={folder}/state\nADMIN_TOKEN=hush\nWORKERS=3\n")
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HYPERPAGE")}
+    shown = ctl_with(env, "config", "show", "--config", conf, "--drain-timeout=7")
+    assert shown.code == OK and "hush" not in shown.out
+    for line in (f"RUN_DIR={folder}/run", "WORKERS=3", "DRAIN_TIMEOUT=7", "ADMIN_TOKEN=(a secret)", "SERVICE_TOKEN=",
+                 "SESSION_CACHE_BYTES=67108864"):
+        assert f"\n{line}\n" in f"\n{shown.out}"
+    assert ctl_with(env, "config", "show", "--json", "--config", conf).json["WORKERS"] == "3"
+    assert ctl_with(env, "config", "check", "--config", conf).code == OK
+    for wrong in (["--trusted-proxies", "nonsense"], ["--leader-heartbeat-interval", "15000"], ["--redis-url", "x"]):
+        answer = ctl_with(env, "config", "check", "--config", conf, *wrong)
+        assert answer.code == USAGE and len(answer.err.splitlines()) == 1, wrong
+
+
+# --- bash ---
+
+def completions(*words):
+    script = ('source "$1"; shift; COMP_WORDS=(hyperpagectl "$@"); COMP_CWORD=$#; _hyperpagectl; '
+              'printf "%s\\n" "${COMPREPLY[@]}"')
+    done = subprocess.run(["bash", "-c", script, "bash", REPO / "conf/completion/hyperpagectl.bash", *words], check=True,
+                          env={**os.environ, "PATH": f"{BUILD}:{os.environ['PATH']}"}, capture_output=True, text=True)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_bash_completes_commands_and_their_options(folder):
+    help_text = subprocess.run([CTL, "--help"], capture_output=True, text=True, check=True).stdout
+    first = {line.split()[0] for line in re.findall(r"^  ([a-z].*)$", help_text, re.M)}
+    assert set(completions("")) == first and {"status", "sessions", "scale"} <= first
+    assert completions("sc") == ["scale"]
+    assert completions("sessions", "") == ["count", "list", "revoke", "show"]
+    assert completions("sessions", "--timeout", "5", "re") == ["revoke"]
+    assert completions("restart", "--r") == ["--rolling", "--run-dir"]
+    assert "--rolling" not in completions("reload", "--")
+    assert completions("send", "--priority", "") == ["low", "normal", "high"]
+    assert completions("scale", "") == []
+    (folder / "a.conf").touch()
+    assert completions("status", "--config", f"{folder}/a") == [f"{folder}/a.conf"]
