@@ -33,6 +33,7 @@ config 640 conf/hyperpage.conf $SYSCONFDIR/hyperpage/hyperpage.conf
 config 644 lighttpd.conf $SYSCONFDIR/hyperpage/lighttpd.conf
 config 644 conf/nginx.conf $SYSCONFDIR/hyperpage/nginx.conf
 config 644 conf/logrotate $SYSCONFDIR/logrotate.d/hyperpage
+text 644 conf/completion/hyperpagectl.bash $share/bash-completion/completions/hyperpagectl
 text 644 conf/systemd/hyperpage-.service.d/hardening.conf $systemd/hyperpage-.service.d/hardening.conf
 text 644 conf/systemd/lighttpd-hyperpage.service $systemd/lighttpd-hyperpage.service
 text 644 conf/systemd/sysusers.conf $PREFIX/lib/sysusers.d/hyperpage.conf
