@@ -53,6 +53,11 @@ struct node {
 bool node_open(struct node *n, const struct config *cfg, struct err *e);
 void node_close(struct node *n);
 
+/* The same with a pool that runs; `known`: of this build, so that its workers can be looked at. Else it has been said. */
+enum ctl_exit node_open_pool(struct ctl *c, struct node *n, bool known);
+
+const char *node_state(const struct slot *s); /* in words */
+
 /* Waits until `holds`, asking some 50 times a second, while `p` lives; false: that, or the deadline. */
 bool node_until(bool (*holds)(void *ctx), void *ctx, const struct daemon *p, int64_t deadline_ms);
 
@@ -63,9 +68,11 @@ struct store *ctl_open_store(struct ctl *c, enum ctl_exit *code); /* NULL: *code
 /* --- the commands, by noun --- */
 
 ctl_command pool_status, pool_health, pool_reload, pool_drain, pool_restart, pool_scale; /* ctl_pool.c */
+ctl_command pool_top;                                                                    /* ctl_top.c */
 ctl_command cluster_pods, cluster_leader, cluster_send, cluster_cleanup;                 /* ctl_cluster.c */
 ctl_command sessions_list, sessions_show, sessions_revoke, sessions_count;               /* ctl_sessions.c */
 ctl_command cache_stats, cache_flush, store_look;                                        /* ctl_store.c */
+ctl_command jobs_list;                                                                   /* ctl_jobs.c */
 ctl_command config_show_all, config_check;                                               /* ctl_config.c */
 
 #endif

@@ -11,8 +11,6 @@
 #include <signal.h>
 #include <string.h>
 
-static const char *const states[] = { "starting", "serving", "draining", "gone" }; /* by enum slot_state */
-
 /* --- looking --- */
 
 static bool redis_is_away(const struct node *n)
@@ -77,7 +75,7 @@ static void tell_pool(struct ctl *c, const struct node *n)
     if (n->master.pid != 0) report_flag(r, "thisBuild", n->slot != NULL);
     if (n->slot != NULL) {
         totals_read(n->shared, totals);
-        report_string(r, "state", states[atomic_load(&n->slot->state) & 3]);
+        report_string(r, "state", node_state(n->slot));
         report_time(r, "startedAt", atomic_load(&n->slot->started_ms));
         report_number(r, "workersWanted", atomic_load(&n->slot->workers_wanted));
         report_number(r, "requests", (int64_t)totals_requests(totals));
@@ -94,7 +92,7 @@ static void tell_workers(struct report *r, const struct node *n)
         if (atomic_load(&s->role) != SLOT_WORKER || !shared_slot_alive(n->shared, i)) continue;
         report_open(r, NULL);
         report_number(r, "pid", atomic_load(&s->pid));
-        report_string(r, "state", states[atomic_load(&s->state) & 3]);
+        report_string(r, "state", node_state(s));
         report_number(r, "requests", atomic_load(&s->requests));
         report_number(r, "connections", atomic_load(&s->connections));
         report_time(r, "startedAt", atomic_load(&s->started_ms));
@@ -139,18 +137,6 @@ enum ctl_exit pool_status(struct ctl *c)
 }
 
 /* --- the master, for those who tell it something --- */
-
-/* A pool that runs; `known`: of this build, so that its workers can be looked at. */
-static enum ctl_exit open_pool(struct ctl *c, struct node *n, bool known)
-{
-    struct err e;
-    bool ok = node_open(n, c->config, &e);
-    if (ok && n->master.pid == 0) ok = daemon_find(c->config->run_dir, &daemon_master, &n->master, &e);
-    if (!ok) return ctl_failed(c, &e);
-    if (known && n->slot == NULL)
-        return ctl_fail(CTL_NOT_SO, "the pool that runs is of another build: restart makes it this one");
-    return CTL_OK;
-}
 
 /* How a wait for the pool came out. */
 static enum ctl_exit waited(const struct ctl *c, const struct node *n, bool ok, const char *what)
@@ -286,7 +272,7 @@ enum ctl_exit pool_reload(struct ctl *c)
     struct err e;
     struct waiting w = { .old = NULL };
     bool wait = c->flag[CTL_WAIT] != NULL;
-    enum ctl_exit code = open_pool(c, &n, wait);
+    enum ctl_exit code = node_open_pool(c, &n, wait);
     if (code == CTL_OK) {
         begin_waiting(&w, c, &n, METRIC_generations_reload, METRIC_reloads_refused);
         if (!daemon_signal(&n.master, SIGHUP, &e)) code = ctl_failed(c, &e);
@@ -302,7 +288,7 @@ enum ctl_exit pool_drain(struct ctl *c)
 {
     struct node n;
     struct err e;
-    enum ctl_exit code = open_pool(c, &n, false);
+    enum ctl_exit code = node_open_pool(c, &n, false);
     if (code == CTL_OK && !daemon_signal(&n.master, SIGTERM, &e)) code = ctl_failed(c, &e);
     if (code == CTL_OK && c->flag[CTL_WAIT] != NULL && !daemon_wait(&n.master, c->deadline_ms))
         code = ctl_fail(CTL_TIMED_OUT, "not within the --timeout: the pool still drains");
@@ -332,7 +318,7 @@ enum ctl_exit pool_restart(struct ctl *c)
     struct waiting w = { .old = NULL };
     bool wait = c->flag[CTL_WAIT] != NULL;
     if (c->flag[CTL_ROLLING] != NULL) return pool_reload(c);
-    enum ctl_exit code = open_pool(c, &n, false);
+    enum ctl_exit code = node_open_pool(c, &n, false);
     if (code == CTL_OK) {
         begin_waiting(&w, c, &n, METRIC_generations_upgrade, METRIC_upgrades_refused);
         if (!daemon_signal(&n.master, SIGUSR2, &e)) code = ctl_failed(c, &e);
@@ -381,7 +367,7 @@ enum ctl_exit pool_scale(struct ctl *c)
     long workers = strtol(c->word[0], &end, 10);
     if (*end != '\0' || workers < 1 || workers > 256)
         return ctl_fail(CTL_USAGE, "scale %s: allowed is 1 to 256 (processes)", c->word[0]);
-    enum ctl_exit code = open_pool(c, &n, true);
+    enum ctl_exit code = node_open_pool(c, &n, true);
     if (code == CTL_OK) code = ask_for_workers(c, &n, (int32_t)workers);
     if (code == CTL_OK) report_number(&c->report, "workers", workers);
     node_close(&n);

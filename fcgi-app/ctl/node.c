@@ -26,6 +26,23 @@ void node_close(struct node *n)
     daemon_done(&n->coordinator);
 }
 
+enum ctl_exit node_open_pool(struct ctl *c, struct node *n, bool known)
+{
+    struct err e;
+    bool ok = node_open(n, c->config, &e);
+    if (ok && n->master.pid == 0) ok = daemon_find(c->config->run_dir, &daemon_master, &n->master, &e);
+    if (!ok) return ctl_failed(c, &e);
+    if (known && n->slot == NULL)
+        return ctl_fail(CTL_NOT_SO, "the pool that runs is of another build: restart makes it this one");
+    return CTL_OK;
+}
+
+const char *node_state(const struct slot *s)
+{
+    static const char *const states[] = { "starting", "serving", "draining", "gone" };
+    return states[atomic_load(&s->state) & 3];
+}
+
 bool node_until(bool (*holds)(void *ctx), void *ctx, const struct daemon *p, int64_t deadline_ms)
 {
     for (;;) {

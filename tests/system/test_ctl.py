@@ -1,18 +1,23 @@
 """hyperpagectl on real pools, coordinators and a real Redis: what it says is so, what it is told is done when it returns
 from --wait, and its exit codes are those that --help promises."""
 
+import datetime
 import json
 import os
 import pathlib
+import pty
 import re
+import select
 import shutil
-import signal
 import subprocess
+import termios
+import threading
 import time
 
 import pytest
 
 from load import Load, failures
+from postgres import Postgres
 from servers import BUILD, REPO, Coordinator, Front, Pool, Redis, wait_until
 from test_signals import Adopted, subreaper  # noqa: F401
 
@@ -133,6 +138,63 @@ def test_health_degraded_is_still_0(folder, servers, redis):
     redis.stop()
     wait_until(lambda: look(pool, "health")["status"] == "degraded", "the refuge answers")
     assert look(pool, "status")["store"] == "refuge"
+
+
+# --- top ---
+
+def test_one_second_of_top_counts_what_happens(pool):
+    def ask_on():
+        while not done.is_set():
+            pool.ask("GET", "/api/health/live")
+
+    done = threading.Event()
+    asking = threading.Thread(target=ask_on)
+    asking.start()
+    try:
+        top = look(pool, "top")
+    finally:
+        done.set()
+        asking.join()
+    assert top["requestsPerSecond"] > 10 and float(top["p50Seconds"]) <= float(top["p99Seconds"])
+    assert abs(sum(w["requestsPerSecond"] for w in top["workers"]) - top["requestsPerSecond"]) <= 5
+    assert look(pool, "top")["requestsPerSecond"] == 0
+
+
+class Terminal:
+    """hyperpagectl on a terminal of its own."""
+
+    def __init__(self, pool, *words):
+        self.master, slave = pty.openpty()
+        self.slave, self.before, self.seen = slave, termios.tcgetattr(slave), b""
+        self.process = subprocess.Popen([CTL, *words], env=pool.env, stdin=slave, stdout=slave, start_new_session=True)
+
+    def shows(self, text):
+        while select.select([self.master], [], [], 0)[0]:
+            self.seen += os.read(self.master, 65536)
+        return text in self.seen
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+        os.close(self.slave)
+
+
+@pytest.mark.parametrize("end", ["q", "ctrl-c", "term", "pool"])
+def test_top_on_a_terminal_leaves_it_as_it_was(pool, end):
+    terminal = Terminal(pool, "top")
+    try:
+        wait_until(lambda: terminal.shows(b"requests/s") and terminal.shows(b"serving"), "it shows the pool")
+        if end == "pool":
+            pool.stop()
+        elif end == "term":
+            terminal.process.terminate()
+        else:
+            os.write(terminal.master, b"q" if end == "q" else b"\x03")
+        assert terminal.process.wait(timeout=5) == 0
+        assert terminal.shows(b"\033[?1049l") and termios.tcgetattr(terminal.slave) == terminal.before
+    finally:
+        terminal.close()
 
 
 # --- what it tells the pool ---
@@ -374,6 +436,25 @@ def test_a_cleanup_is_done_when_it_says_so(redis, two_nodes):
     assert ctl(follower, "cleanup", "--now").code == NOT_SO
     assert ctl(leader, "cleanup", "--now", "--wait", "--timeout", "20").code == OK
     assert redis.call("TTL", "hyperpage:session:forever") > 0
+
+
+# --- jobs ---
+
+def test_jobs_are_listed_and_a_cleanup_becomes_one(folder, servers, redis):
+    database = servers.enter_context(Postgres(folder))
+    node = servers.enter_context(Coordinator(folder, "node", REDIS_URL=redis.url, DATABASE_URL=database.url))
+    wait_until(lambda: node.view()["metrics"]["cleanup_runs_total"] == 1, "the first cleanup of the hour")
+    assert [(j["type"], j["status"]) for j in look(node, "jobs")["jobs"]] == [("cleanup", "completed")]
+    assert ctl(node, "cleanup", "--now", "--wait", "--timeout", "20").code == OK
+    jobs = look(node, "jobs", "completed")["jobs"]
+    assert len(jobs) == 2 and jobs[0]["id"] > jobs[1]["id"]
+    at_ms = database.value("SELECT round(extract(epoch FROM completed_at) * 1000)::bigint FROM jobs WHERE id = %s", jobs[0]["id"])
+    told = datetime.datetime.fromisoformat(jobs[0]["completedAt"].replace("Z", "+00:00"))
+    assert abs(told.timestamp() * 1000 - at_ms) <= 1
+    assert look(node, "jobs", "failed")["jobs"] == []
+    assert ctl(node, "jobs", "lost").code == USAGE
+    database.stop()
+    assert ctl(node, "jobs", "--timeout", "2").code in (UNREACHABLE, TIMED_OUT)
 
 
 # --- options ---
