@@ -10,8 +10,8 @@
 enum check_state health_dependency(struct shared *sh, enum dependency d, bool away, int64_t now_ms);
 
 enum health { HEALTH_UNHEALTHY, HEALTH_DEGRADED, HEALTH_HEALTHY }; /* degraded: it takes writes, but not all is well */
-extern const char *const health_names[];       /* by enum health */
-extern const char *const health_check_names[]; /* by enum check_state */
+extern const char *const health_names[];                           /* by enum health */
+extern const char *const health_check_names[];                     /* by enum check_state */
 
 /* `refuge`: this node's refuge answers while Redis is away. */
 enum health health_of(enum check_state redis, enum check_state embedded, bool refuge);

@@ -1,4 +1,4 @@
-/* ctl.h: what the operator's commands share: what was asked for, how they answer, and this node as its folders show it. */
+/* ctl.h: what the operator's commands share: the call, how they answer, and this node as its folders show it. */
 #ifndef HYPERPAGE_CTL_H
 #define HYPERPAGE_CTL_H
 
@@ -20,7 +20,17 @@ enum ctl_exit {
 };
 
 /* What may stand on the command line beside the configuration's options. */
-enum ctl_flag { CTL_JSON, CTL_WAIT, CTL_TIMEOUT, CTL_ROLLING, CTL_NOW, CTL_STEP_DOWN, CTL_PRIORITY, CTL_POD, CTL_FLAGS };
+enum ctl_flag {
+    CTL_JSON,
+    CTL_WAIT,
+    CTL_TIMEOUT,
+    CTL_ROLLING,
+    CTL_NOW,
+    CTL_STEP_DOWN,
+    CTL_PRIORITY,
+    CTL_POD,
+    CTL_FLAGS
+};
 
 #define CTL_MOST_WORDS 4
 
@@ -44,16 +54,16 @@ enum ctl_exit ctl_failed(const struct ctl *c, const struct err *e); /* the code 
 
 struct node {
     struct daemon master, coordinator; /* pid 0: does not run */
-    struct shared *shared;              /* NULL: neither runs */
-    struct slot *slot;                  /* the master's; NULL: it does not run, or is of another build */
-    struct breaker *breaker;            /* NULL: there is no Redis */
+    struct shared *shared;             /* NULL: neither runs */
+    struct slot *slot;                 /* the master's; NULL: it does not run, or is of another build */
+    struct breaker *breaker;           /* NULL: there is no Redis */
     struct coordination *coordination;
 };
 
 bool node_open(struct node *n, const struct config *cfg, struct err *e);
 void node_close(struct node *n);
 
-/* The same with a pool that runs; `known`: of this build, so that its workers can be looked at. Else it has been said. */
+/* The same with a pool that runs; `known`: of this build, so that its workers can be seen. Else it has been said. */
 enum ctl_exit node_open_pool(struct ctl *c, struct node *n, bool known);
 
 const char *node_state(const struct slot *s); /* in words */

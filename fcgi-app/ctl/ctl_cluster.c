@@ -64,7 +64,8 @@ static enum ctl_exit step_down(struct ctl *c, struct node *n)
     struct coordination_leader l;
     struct err e;
     coordination_read_leader(n->coordination, &l);
-    if (!l.is_leader) return ctl_fail(CTL_NOT_SO, "this node does not lead: %s does", l.leader[0] ? l.leader : "nobody");
+    if (!l.is_leader)
+        return ctl_fail(CTL_NOT_SO, "this node does not lead: %s does", l.leader[0] ? l.leader : "nobody");
     if (c->config->redis_url[0] == '\0') return ctl_fail(CTL_NOT_SO, "without REDIS_URL a node is alone");
     if (!daemon_signal(&n->coordinator, SIGUSR2, &e)) return ctl_failed(c, &e);
     if (c->flag[CTL_WAIT] != NULL && !node_until(another_leads, n, &n->coordinator, c->deadline_ms))
@@ -78,8 +79,10 @@ enum ctl_exit cluster_leader(struct ctl *c)
     struct coordination_leader l;
     struct report *r = &c->report;
     enum ctl_exit code = open_coordinator(c, &n);
-    if (code == CTL_OK && c->flag[CTL_STEP_DOWN] != NULL) code = step_down(c, &n);
-    else if (code == CTL_OK && c->flag[CTL_WAIT] != NULL) code = ctl_fail(CTL_USAGE, "--wait: only with --step-down");
+    if (code == CTL_OK && c->flag[CTL_STEP_DOWN] != NULL)
+        code = step_down(c, &n);
+    else if (code == CTL_OK && c->flag[CTL_WAIT] != NULL)
+        code = ctl_fail(CTL_USAGE, "--wait: only with --step-down");
     if (code == CTL_OK) {
         coordination_read_leader(n.coordination, &l);
         report_string(r, "podId", l.pod);
@@ -119,7 +122,8 @@ static enum ctl_exit send_letter(struct ctl *c, const struct letter *l)
     if (ok) {
         redis = redis_open(&o);
         messenger_init(&messenger, redis, cfg->pod_channel_prefix, pod, "ctl");
-        ok = messenger_send(&messenger, l->channel, l->type, l->priority, l->payload, c->deadline_ms, id, &receivers, &e);
+        ok = messenger_send(&messenger, l->channel, l->type, l->priority, l->payload, c->deadline_ms, id, &receivers,
+                            &e);
     }
     redis_close(redis);
     if (!ok) return ctl_failed(c, &e);

@@ -16,8 +16,10 @@ extern char **environ;
 static void tell_option(void *ctx, const char *key, const char *value)
 {
     struct report *r = ctx;
-    if (r->json) report_text(r, key, bytes_of(value));
-    else buf_printf(&r->text, "%s=%s\n", key, value);
+    if (r->json)
+        report_text(r, key, bytes_of(value));
+    else
+        buf_printf(&r->text, "%s=%s\n", key, value);
 }
 
 enum ctl_exit config_show_all(struct ctl *c)
@@ -60,7 +62,8 @@ static enum ctl_exit ask(const struct ctl *c, const char *program)
 
 enum ctl_exit config_check(struct ctl *c)
 {
-    enum ctl_exit pool = ask(c, "hyperpage-fcgi"), coordinator = pool == CTL_OK ? ask(c, "hyperpage-coordinator") : pool;
+    enum ctl_exit pool = ask(c, "hyperpage-fcgi"),
+                  coordinator = pool == CTL_OK ? ask(c, "hyperpage-coordinator") : pool;
     if (coordinator == CTL_OK) report_string(&c->report, "done", "the options are right");
     return coordinator;
 }

@@ -78,14 +78,20 @@ enum ctl_exit jobs_list(struct ctl *c)
     size_t known = 0;
     while (c->word[0] != NULL && known < STATUSES && strcmp(c->word[0], statuses[known]) != 0) known++;
     if (known == STATUSES)
-        return ctl_fail(CTL_USAGE, "STATUS %s: allowed is pending, running, completed, failed, cancelled, timeout", c->word[0]);
+        return ctl_fail(CTL_USAGE, "STATUS %s: allowed is pending, running, completed, failed, cancelled, timeout",
+                        c->word[0]);
     if (c->config->database_url[0] == '\0') return ctl_fail(CTL_USAGE, "without DATABASE_URL there are no jobs");
     struct pollset *ps = pollset_new(&e);
-    struct pg_options o = { .url = c->config->database_url, .name = "hyperpagectl", .lock_timeout_ms = LOCK_MS,
-                            .idle_timeout_ms = LOCK_MS, .pollset = ps };
+    struct pg_options o = { .url = c->config->database_url,
+                            .name = "hyperpagectl",
+                            .lock_timeout_ms = LOCK_MS,
+                            .idle_timeout_ms = LOCK_MS,
+                            .pollset = ps };
     if (ps != NULL) q.pg = pg_open(&o, &e);
-    if (q.pg != NULL) run_until_answered(&q, ps);
-    else q.code = ctl_failed(c, &e);
+    if (q.pg != NULL)
+        run_until_answered(&q, ps);
+    else
+        q.code = ctl_failed(c, &e);
     pg_close(q.pg);
     pollset_free(ps);
     return q.code;

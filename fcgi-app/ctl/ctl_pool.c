@@ -150,7 +150,7 @@ static enum ctl_exit waited(const struct ctl *c, const struct node *n, bool ok, 
 struct waiting {
     const struct ctl *c;
     struct node *n;
-    enum metric done, refused;   /* whichever counts on first */
+    enum metric done, refused; /* whichever counts on first */
     uint64_t done_was, refused_was;
     int32_t *old; /* pids of the workers before, and how many */
     size_t olds;
@@ -187,9 +187,12 @@ enum ctl_exit pool_health(struct ctl *c)
         look_again(c, &n);
     }
     enum ctl_exit code = n.master.pid == 0 ? CTL_UNREACHABLE : is_up(&w) ? CTL_OK : CTL_NOT_SO;
-    if (n.slot != NULL) tell_health(c, &n);
-    else if (n.master.pid != 0) ctl_fail(CTL_NOT_SO, "the pool that runs is of another build");
-    else ctl_fail(CTL_UNREACHABLE, "no pool runs with RUN_DIR=%s", c->config->run_dir);
+    if (n.slot != NULL)
+        tell_health(c, &n);
+    else if (n.master.pid != 0)
+        ctl_fail(CTL_NOT_SO, "the pool that runs is of another build");
+    else
+        ctl_fail(CTL_UNREACHABLE, "no pool runs with RUN_DIR=%s", c->config->run_dir);
     if (code != CTL_OK && c->flag[CTL_WAIT] != NULL) code = CTL_TIMED_OUT;
     node_close(&n);
     return code;
@@ -237,7 +240,8 @@ static bool are_new(void *ctx)
     for (size_t i = 0; i < shared_slots_used(w->n->shared); i++) {
         const struct slot *s = shared_slot(w->n->shared, i);
         int32_t state = atomic_load(&s->state);
-        if (atomic_load(&s->role) != SLOT_WORKER || !shared_slot_alive(w->n->shared, i) || state == SLOT_DRAINING) continue;
+        if (atomic_load(&s->role) != SLOT_WORKER || !shared_slot_alive(w->n->shared, i) || state == SLOT_DRAINING)
+            continue;
         if (state != SLOT_SERVING || is_old(w, atomic_load(&s->pid))) return false;
         serving++;
     }
@@ -246,8 +250,13 @@ static bool are_new(void *ctx)
 
 static void begin_waiting(struct waiting *w, struct ctl *c, struct node *n, enum metric done, enum metric refused)
 {
-    *w = (struct waiting){ .c = c, .n = n, .done = done, .refused = refused, .done_was = total(n, done),
-                           .refused_was = total(n, refused), .master = n->master.pid };
+    *w = (struct waiting){ .c = c,
+                           .n = n,
+                           .done = done,
+                           .refused = refused,
+                           .done_was = total(n, done),
+                           .refused_was = total(n, refused),
+                           .master = n->master.pid };
     note_workers(w);
 }
 

@@ -39,7 +39,8 @@ enum ctl_exit sessions_list(struct ctl *c)
     if (st == NULL) return code;
     report_string(&c->report, "userId", c->word[0]);
     report_open_list(&c->report, "sessions");
-    if (!user_sessions_each(st, &life, c->word[0], c->deadline_ms, tell_session, &c->report, &e)) code = ctl_failed(c, &e);
+    if (!user_sessions_each(st, &life, c->word[0], c->deadline_ms, tell_session, &c->report, &e))
+        code = ctl_failed(c, &e);
     report_close_list(&c->report);
     store_close(st);
     return code;
@@ -98,8 +99,10 @@ enum ctl_exit sessions_count(struct ctl *c)
     int64_t sessions = 0;
     struct store *st = ctl_open_store(c, &code);
     if (st == NULL) return code;
-    if (store_count(st, c->deadline_ms, &sessions, &e)) report_number(&c->report, "sessions", sessions);
-    else code = ctl_failed(c, &e);
+    if (store_count(st, c->deadline_ms, &sessions, &e))
+        report_number(&c->report, "sessions", sessions);
+    else
+        code = ctl_failed(c, &e);
     store_close(st);
     return code;
 }

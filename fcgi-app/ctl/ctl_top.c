@@ -124,9 +124,10 @@ static void draw(struct top *t)
     if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_row == 0) size.ws_row = 24;
     clock_iso(clock_wall_ms(), now);
     buf_printf(&out, REDRAW "hyperpage pool %d  %s  q quits\n", (int)t->node.master.pid, now);
-    buf_printf(&out, "%" PRId64 " requests/s  p50 <= %s s  p99 <= %s s\n\n", a_second(t, t->before.requests, t->now.requests),
-               quantile(t, 50), quantile(t, 99));
-    buf_printf(&out, "%9s  %-9s %10s %9s %12s %10s\n", "PID", "STATE", "REQUESTS/S", "IN HAND", "CONNECTIONS", "OLDEST MS");
+    buf_printf(&out, "%" PRId64 " requests/s  p50 <= %s s  p99 <= %s s\n\n",
+               a_second(t, t->before.requests, t->now.requests), quantile(t, 50), quantile(t, 99));
+    buf_printf(&out, "%9s  %-9s %10s %9s %12s %10s\n", "PID", "STATE", "REQUESTS/S", "IN HAND", "CONNECTIONS",
+               "OLDEST MS");
     for (size_t i = 0; i < shared_slots_used(t->node.shared) && row + 1 < size.ws_row; i++) {
         const struct slot *s = shared_slot(t->node.shared, i);
         int64_t oldest_ms = atomic_load(&s->oldest_since_ms);
@@ -193,7 +194,8 @@ enum ctl_exit pool_top(struct ctl *c)
     if (code == CTL_OK && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO) && !c->report.json) {
         watch(t);
     } else if (code == CTL_OK) {
-        if (daemon_wait(&t->node.master, clock_mono_ms() + EVERY_MS)) code = ctl_fail(CTL_UNREACHABLE, "the pool has ended");
+        if (daemon_wait(&t->node.master, clock_mono_ms() + EVERY_MS))
+            code = ctl_fail(CTL_UNREACHABLE, "the pool has ended");
         take_sample(t);
         tell(t);
     }

@@ -40,8 +40,8 @@ static bool has_name(int pid, const char *name)
     return any && strcmp(comm, name) == 0;
 }
 
-/* Is this inode one of RUN_DIR/pool.state-X? Devices have other numbers in /proc/PID/maps on some file systems, paths in
- * other namespaces. */
+/* Is this inode one of RUN_DIR/pool.state-X? Devices have other numbers in /proc/PID/maps on some file systems, paths
+ * in other namespaces. */
 static bool is_state_file(const char *run_dir, unsigned long inode)
 {
     struct stat st;
@@ -63,8 +63,8 @@ static bool maps_state(int pid, const char *run_dir)
     FILE *f = fopen(path, "re");
     if (f == NULL) return false;
     while (!found && fgets(line, sizeof line, f) != NULL)
-        found = strstr(line, "/" SHARED_FILE) != NULL &&
-                sscanf(line, "%*s %*s %*s %*s %lu", &inode) == 1 && is_state_file(run_dir, inode);
+        found = strstr(line, "/" SHARED_FILE) != NULL && sscanf(line, "%*s %*s %*s %*s %lu", &inode) == 1 &&
+                is_state_file(run_dir, inode);
     fclose(f);
     return found;
 }

@@ -12,7 +12,10 @@ struct daemon {
     pid_t pid; /* 0: there is none */
     int fd;    /* of the process; -1 */
 };
-#define DAEMON_NONE { 0, -1 }
+#define DAEMON_NONE                                                                                                    \
+    {                                                                                                                  \
+        0, -1                                                                                                          \
+    }
 
 struct daemon_kind {
     const char *title, *pid_file, *name; /* the last as the kernel knows it */

@@ -34,29 +34,33 @@ static const struct command {
     { "top", "", 0, 0, 0, pool_top, "The pool at work, until q or Ctrl-C; without a terminal one second of it." },
     { "reload", "", 0, 0, MAY(WAIT), pool_reload,
       "The options are read again and the workers replaced one by one. --wait: until the new ones serve; 1: refused." },
-    { "drain", "", 0, 0, MAY(WAIT), pool_drain, "Requests in hand are finished, then the pool ends. --wait: until it has." },
+    { "drain", "", 0, 0, MAY(WAIT), pool_drain,
+      "Requests in hand are finished, then the pool ends. --wait: until it has." },
     { "restart", "", 0, 0, MAY(WAIT) | MAY(ROLLING), pool_restart,
-      "The binary is started anew on the same socket and takes over. --rolling: its workers are replaced one by one, the "
-      "master stays (as reload). --wait: until the new ones serve; 1: they cannot, the old ones go on." },
+      "The binary is started anew on the same socket and takes over. --rolling: its workers are replaced one by one, "
+      "the master stays (as reload). --wait: until the new ones serve; 1: they cannot, the old ones go on." },
     { "scale", "N", 1, 1, MAY(WAIT), pool_scale,
       "N workers, until the next reload with WORKERS or restart. --wait: until they serve." },
     { "pods", "", 0, 0, 0, cluster_pods, "The nodes that live, as this one knows them." },
     { "leader", "", 0, 0, MAY(WAIT) | MAY(STEP_DOWN), cluster_leader,
-      "Who leads. 1: nobody. --step-down: this node gives the leadership back and stands again after one lease; --wait: "
-      "until another leads." },
+      "Who leads. 1: nobody. --step-down: this node gives the leadership back and stands again after one lease; "
+      "--wait: until another leads." },
     { "send", "TYPE PAYLOAD", 2, 2, MAY(PRIORITY) | MAY(POD), cluster_send,
       "A message to all nodes, or to --pod NAME; --priority low|normal|high. TYPE: cache_invalidate, rate_limit_sync, "
       "job_coordination, broadcast; PAYLOAD: a JSON object." },
     { "cleanup", "", 0, 0, MAY(WAIT) | MAY(NOW), cluster_cleanup,
       "The hourly cleanup --now; on the node that leads. --wait: until it is done." },
     { "jobs", "[STATUS]", 0, 1, 0, jobs_list, "The 50 newest jobs in PostgreSQL, of all or of one status." },
-    { "sessions list", "USER", 1, 1, 0, sessions_list, "The sessions of a user; ids only as short hashes, as in the log." },
-    { "sessions show", "ID", 1, 1, 0, sessions_show, "A session's document. ID - is read from standard input. 1: no such." },
+    { "sessions list", "USER", 1, 1, 0, sessions_list,
+      "The sessions of a user; ids only as short hashes, as in the log." },
+    { "sessions show", "ID", 1, 1, 0, sessions_show,
+      "A session's document. ID - is read from standard input. 1: no such." },
     { "sessions revoke", "USER", 1, 1, 0, sessions_revoke, "Ends all sessions of a user." },
     { "sessions count", "", 0, 0, 0, sessions_count, "How many sessions there are. In Redis a SCAN over all keys." },
     { "cache stats", "", 0, 0, 0, cache_stats, "This node's copies of sessions in Redis." },
     { "cache flush", "", 0, 0, 0, cache_flush, "No copy is believed until Redis has been asked again." },
-    { "store check", "", 0, 0, 0, store_look, "Do the places that sessions are kept in take writes now? 3: one does not." },
+    { "store check", "", 0, 0, 0, store_look,
+      "Do the places that sessions are kept in take writes now? 3: one does not." },
     { "config show", "", 0, 0, 0, config_show_all, "The options as they come out, without secrets." },
     { "config check", "", 0, 0, 0, config_check, "As --check of hyperpage-fcgi and hyperpage-coordinator. 2: wrong." },
 };
@@ -65,10 +69,14 @@ static const struct command {
 static const struct flag {
     const char *name, *value; /* NULL: it has none */
 } flags[CTL_FLAGS] = {
-    [CTL_JSON] = { "--json", NULL },           [CTL_WAIT] = { "--wait", NULL },
-    [CTL_TIMEOUT] = { "--timeout", "S" },      [CTL_ROLLING] = { "--rolling", NULL },
-    [CTL_NOW] = { "--now", NULL },             [CTL_STEP_DOWN] = { "--step-down", NULL },
-    [CTL_PRIORITY] = { "--priority", "LEVEL" }, [CTL_POD] = { "--pod", "NAME" },
+    [CTL_JSON] = { "--json", NULL },
+    [CTL_WAIT] = { "--wait", NULL },
+    [CTL_TIMEOUT] = { "--timeout", "S" },
+    [CTL_ROLLING] = { "--rolling", NULL },
+    [CTL_NOW] = { "--now", NULL },
+    [CTL_STEP_DOWN] = { "--step-down", NULL },
+    [CTL_PRIORITY] = { "--priority", "LEVEL" },
+    [CTL_POD] = { "--pod", "NAME" },
 };
 
 /* --- errors --- */
@@ -97,25 +105,28 @@ static void add_flags(unsigned allowed, struct buf *out)
 {
     for (int f = 0; f < CTL_FLAGS; f++)
         if (allowed & 1u << f)
-            buf_printf(out, " [%s%s%s]", flags[f].name, flags[f].value ? " " : "", flags[f].value ? flags[f].value : "");
+            buf_printf(out, " [%s%s%s]", flags[f].name, flags[f].value ? " " : "",
+                       flags[f].value ? flags[f].value : "");
 }
 
 static int help(void)
 {
     struct buf out = BUF_INIT(64 * 1024);
-    buf_puts(&out, "usage: hyperpagectl COMMAND [--json] [--timeout S] [--config FILE] [--OPTION VALUE ...]\n\n"
-                   "Looks at and steers the session service of this node, over RUN_DIR, STATE_DIR and its stores. It takes\n"
-                   "the options that hyperpage-fcgi has, from the same places: give it the same file or environment.\n"
-                   "--json prints one JSON object. --timeout is 60 seconds unless given. As root it acts as the owner of\n"
-                   "RUN_DIR.\n\nCommands:\n");
+    buf_puts(&out,
+             "usage: hyperpagectl COMMAND [--json] [--timeout S] [--config FILE] [--OPTION VALUE ...]\n\n"
+             "Looks at and steers the session service of this node, over RUN_DIR, STATE_DIR and its stores. It takes\n"
+             "the options that hyperpage-fcgi has, from the same places: give it the same file or environment.\n"
+             "--json prints one JSON object. --timeout is 60 seconds unless given. As root it acts as the owner of\n"
+             "RUN_DIR.\n\nCommands:\n");
     for (size_t i = 0; i < COMMANDS; i++) {
         buf_printf(&out, "  %s%s%s", commands[i].name, commands[i].words[0] ? " " : "", commands[i].words);
         add_flags(commands[i].flags, &out);
         buf_puts(&out, "\n");
         config_wrap(commands[i].help, 6, 100, &out);
     }
-    buf_puts(&out, "\nExit codes: 0 done, it is so; 1 it is not so, refused; 2 the call or the configuration is wrong;\n"
-                   "3 pool, coordinator or store cannot be reached; 4 it took longer than --timeout.\n");
+    buf_puts(&out,
+             "\nExit codes: 0 done, it is so; 1 it is not so, refused; 2 the call or the configuration is wrong;\n"
+             "3 pool, coordinator or store cannot be reached; 4 it took longer than --timeout.\n");
     bool ok = fputs(buf_text(&out), stdout) >= 0 && fflush(stdout) == 0;
     buf_done(&out);
     return ok ? CTL_OK : CTL_NOT_SO;

@@ -12,7 +12,8 @@ bool node_open(struct node *n, const struct config *cfg, struct err *e)
     if (!pool && !coordinator) return true;
     if ((n->shared = shared_open(cfg->run_dir, e)) == NULL) return false;
     if ((n->coordination = coordination_open(cfg->run_dir, e)) == NULL) return false;
-    if (cfg->redis_url[0] != '\0' && (n->breaker = breaker_open(cfg->run_dir, e)) == NULL) return false;
+    bool redis = atomic_load(&shared_check(n->shared, DEPENDENCY_REDIS)->state) != CHECK_UNUSED;
+    if (redis && (n->breaker = breaker_open(cfg->run_dir, e)) == NULL) return false;
     if (pool) n->slot = shared_slot_of(n->shared, n->master.pid);
     return true;
 }

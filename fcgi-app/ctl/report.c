@@ -57,9 +57,12 @@ static void heading(struct report *r)
 void report_open(struct report *r, const char *name)
 {
     begin(r, name);
-    if (r->json) buf_puts(&r->text, "{");
-    else if (name == NULL) r->in_row = true;
-    else heading(r);
+    if (r->json)
+        buf_puts(&r->text, "{");
+    else if (name == NULL)
+        r->in_row = true;
+    else
+        heading(r);
     r->level++;
     r->first = true;
 }
@@ -68,16 +71,20 @@ void report_close(struct report *r)
 {
     r->level--;
     r->first = false;
-    if (r->json) buf_puts(&r->text, "}");
-    else if (r->in_row) buf_puts(&r->text, "\n");
+    if (r->json)
+        buf_puts(&r->text, "}");
+    else if (r->in_row)
+        buf_puts(&r->text, "\n");
     r->in_row = false;
 }
 
 void report_open_list(struct report *r, const char *name)
 {
     begin(r, name);
-    if (r->json) buf_puts(&r->text, "[");
-    else heading(r);
+    if (r->json)
+        buf_puts(&r->text, "[");
+    else
+        heading(r);
     r->level++;
     r->first = true;
 }
@@ -96,8 +103,10 @@ static void add_shown(struct buf *out, struct bytes value)
         unsigned char c = (unsigned char)value.at[i];
         size_t n = utf8_sequence(value.at + i, value.len - i);
         bool control = c < 0x20 || c == 0x7f || n == 0 || (c == 0xc2 && (unsigned char)value.at[i + 1] < 0xa0);
-        if (control) buf_puts(out, "?");
-        else buf_append(out, value.at + i, n);
+        if (control)
+            buf_puts(out, "?");
+        else
+            buf_append(out, value.at + i, n);
         i += n > 0 ? n : 1;
     }
 }
@@ -131,8 +140,10 @@ static void add_null(struct report *r, const char *name)
 
 void report_string(struct report *r, const char *name, const char *value)
 {
-    if (value[0] == '\0') add_null(r, name);
-    else report_text(r, name, bytes_of(value));
+    if (value[0] == '\0')
+        add_null(r, name);
+    else
+        report_text(r, name, bytes_of(value));
 }
 
 void report_number(struct report *r, const char *name, int64_t value)

@@ -30,8 +30,8 @@ void report_text(struct report *r, const char *name, struct bytes value);
 void report_string(struct report *r, const char *name, const char *value); /* "" is null */
 void report_number(struct report *r, const char *name, int64_t value);
 void report_flag(struct report *r, const char *name, bool value);
-void report_time(struct report *r, const char *name, int64_t wall_ms); /* 0 is null */
-void report_ms(struct report *r, const char *name, int64_t us);        /* as milliseconds, with fractions */
+void report_time(struct report *r, const char *name, int64_t wall_ms);  /* 0 is null */
+void report_ms(struct report *r, const char *name, int64_t us);         /* as milliseconds, with fractions */
 void report_json(struct report *r, const char *name, struct bytes raw); /* a JSON value; no bytes are null */
 
 #endif

@@ -119,6 +119,13 @@ def test_help_lists_every_command_and_version_the_version(pool):
     assert ctl(pool, "--version").out.startswith("hyperpagectl ")
 
 
+def test_the_manual_has_every_command(pool):
+    page = (REPO / "docs/man/hyperpagectl.8").read_text()
+    text = ctl(pool, "--help").out
+    assert re.findall(r"^\.It Cm ((?:[a-z]+ ?)+)(?<! )", page, re.M) == re.findall(r"^  ((?:[a-z]+ ?)+)(?<! )", text, re.M)
+    assert set(re.findall(r"--[a-z-]+", text)) <= {"--" + f for f in re.findall(r"Fl -([a-z-]+)", page)} | {"--help", "--version"}
+
+
 def test_health_follows_the_pool_and_its_store(folder, servers, redis):
     pool = whole(servers.enter_context(Pool(folder, REDIS_URL=redis.url, SESSION_FALLBACK_TO_MEMORY="false")))
     assert ctl(pool, "health", "--wait").code == OK
