@@ -257,6 +257,27 @@ def test_a_restart_that_cannot_be_is_1(folder, servers):
     assert look(pool, "status")["pool"]["pid"] == pool.pid and ctl(pool, "health").code == OK
 
 
+def test_a_pool_of_another_build_can_be_replaced_by_this_one(folder, servers, subreaper):  # noqa: F811
+    tree = folder / "bin"
+    tree.mkdir()
+    binary = tree / "hyperpage-fcgi"
+    shutil.copy(BUILD / "faults" / "hyperpage-fcgi", binary)  # which counts something more
+    pool = Pool(folder)
+    pool.command[0] = str(binary)
+    servers.enter_context(pool)
+    wait_until(lambda: ctl(pool, "status").code == OK, "all workers serve")
+    assert look(pool, "status")["pool"] == {"running": True, "pid": pool.pid, "thisBuild": False}
+    assert ctl(pool, "scale", "3").code == NOT_SO and ctl(pool, "health").code == NOT_SO
+    binary.unlink()
+    shutil.copy(BUILD / "hyperpage-fcgi", binary)
+    starter = pool.process
+    answer = ctl(pool, "restart", "--wait", "--json")
+    assert answer.code == OK, answer.err
+    pool.process = Adopted(answer.json["pid"])
+    starter.wait(timeout=40)
+    assert look(pool, "status")["pool"]["thisBuild"] and ctl(pool, "health").code == OK
+
+
 def test_scale_holds_when_it_returns(pool):
     for workers in (5, 1, 3):
         assert ctl(pool, "scale", workers, "--wait").code == OK
