@@ -23,7 +23,7 @@ static bool refuge_answers(const struct ctl *c, const struct node *n)
     return redis_is_away(n) && c->config->session_fallback_to_memory;
 }
 
-static bool is_master_alive(const struct node *n)
+static bool is_serving(const struct node *n)
 {
     return n->slot != NULL && atomic_load(&n->slot->state) == SLOT_SERVING;
 }
@@ -33,7 +33,7 @@ static enum health health_now(const struct ctl *c, const struct node *n)
 {
     struct processes p;
     int64_t now_ms = clock_mono_ms();
-    if (!is_master_alive(n)) return HEALTH_UNHEALTHY;
+    if (!is_serving(n)) return HEALTH_UNHEALTHY;
     processes_read(n->shared, NULL, &p);
     if (p.idle + p.busy == 0) return HEALTH_UNHEALTHY;
     return health_of(health_dependency(n->shared, DEPENDENCY_REDIS, redis_is_away(n), now_ms),
