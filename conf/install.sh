@@ -40,6 +40,8 @@ text 644 conf/systemd/sysusers.conf $PREFIX/lib/sysusers.d/hyperpage.conf
 text 644 conf/systemd/tmpfiles.conf $PREFIX/lib/tmpfiles.d/hyperpage.conf
 TABLE
     texts "$share/hyperpage/errors" conf/errors/*.html
+    texts "$share/hyperpage/grafana" conf/grafana/*.json
+    texts "$share/hyperpage/prometheus" conf/prometheus/*.yml
     for script in conf/ops/*.sh; do echo "text 755 $script $share/hyperpage/ops/${script##*/}"; done
     texts "$share/doc/hyperpage" README.md docs/*.md conf/reference.md LICENSE
 }
@@ -75,7 +77,7 @@ take_away() { # KIND MODE SOURCE TARGET
     rm -f -- "$4"
     # Folders that were made for us alone, once they are empty.
     folder=${4%/*}
-    while case ${folder##*/} in hyperpage* | errors | ops) ;; *) false ;; esac; do
+    while case ${folder##*/} in hyperpage* | errors | grafana | ops | prometheus) ;; *) false ;; esac; do
         rmdir -- "$folder" 2> /dev/null || break
         folder=${folder%/*}
     done

@@ -52,6 +52,7 @@ def test_installs_what_a_machine_needs_and_takes_it_away_again(folder, installed
                  "usr/bin/hyperpage-fcgi", "usr/bin/hyperpage-coordinator", "usr/lib/systemd/system/hyperpage-fcgi.socket",
                  "usr/lib/systemd/system/hyperpage-coordinator.service", "usr/lib/sysusers.d/hyperpage.conf",
                  "usr/lib/tmpfiles.d/hyperpage.conf", "usr/share/hyperpage/errors/503.html",
+                 "usr/share/hyperpage/grafana/hyperpage.json", "usr/share/hyperpage/prometheus/hyperpage.rules.yml",
                  "usr/share/man/man5/hyperpage.conf.5", "usr/share/man/man8/hyperpage-fcgi.8"):
         assert name in files
     assert not [name for name in files if name.endswith(".new")]
