@@ -11,8 +11,8 @@ MODULES := mem fault err buf clock log \
            store_embedded store_refuge replay shelter store user_sessions
 HEADERS := mem fault redis_keys store_backend # of these there is only a header
 POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_coordination api_rate_limit \
-           backlog checks api_metrics_coordination api_metrics api_status connection handover worker keeper children listener \
-           notify master hyperpage-fcgi
+           backlog checks api_metrics_coordination api_metrics api_status api_overview connection handover worker keeper \
+           children listener notify master hyperpage-fcgi
 CTL     := report daemon node ctl_pool ctl_top ctl_cluster ctl_jobs ctl_sessions ctl_store ctl_config hyperpagectl
 COORDINATOR := leadership pods coherence schema fence rate_limits registry survey cleanup warmup jobs operations inbox \
                duties coordinator hyperpage-coordinator

@@ -24,7 +24,8 @@ enum http_method http_method_of(struct bytes name);
     ENDPOINT(HEALTH, "/api/health")                                                                                    \
     ENDPOINT(LIVE, "/api/health/live")                                                                                 \
     ENDPOINT(READY, "/api/health/ready")                                                                               \
-    ENDPOINT(METRICS, "/api/metrics")
+    ENDPOINT(METRICS, "/api/metrics")                                                                                  \
+    ENDPOINT(STATUS, "/api/status")
 
 enum endpoint {
     ENDPOINT_NONE, /* there is nothing at that path */

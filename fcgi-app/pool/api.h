@@ -122,6 +122,10 @@ api_handler sessions_rotate, sessions_extend;
 
 api_handler coordination_show, coordination_send;
 
+/* Members for others' documents: what /api/coordination shows, and the rows of the rate limits. */
+void api_tell_coordination(struct buf *body, const struct coordination *c);
+void api_tell_limits(struct buf *body, const struct coordination *c);
+
 bool api_coordination_open(struct api *api, struct pollset *pollset, struct err *e);
 void api_coordination_flush(struct api *api); /* end of a round */
 void api_coordination_close(struct api *api);
@@ -141,8 +145,11 @@ enum check_state api_dependency(const struct api *api, enum dependency d, int64_
 enum check_state api_coordinator(const struct api *api, int64_t now_ms); /* CHECK_UNKNOWN: there never was one */
 enum health api_health(const struct api *api, int64_t now_ms);
 
-/* api_metrics.c */
-api_handler status_metrics;
+/* ,"NAME":{...}: one more member of a document. */
+void api_tell_dependency(struct buf *body, const struct api *api, const char *name, enum dependency d);
+
+/* api_metrics.c, api_overview.c */
+api_handler status_metrics, status_overview;
 
 /* api_metrics_coordination.c: what the coordinator has written down for others. Parks nowhere. */
 struct exposition;

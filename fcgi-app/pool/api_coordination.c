@@ -4,6 +4,7 @@
 
 #include "clock.h"
 #include "mem.h"
+#include "platforms.h"
 #include "pod_name.h"
 #include "span.h"
 
@@ -102,14 +103,56 @@ static void add_messages(struct buf *body, const struct coordination *c)
     buf_puts(body, "}");
 }
 
+void api_tell_coordination(struct buf *body, const struct coordination *c)
+{
+    add_leader(body, c);
+    add_pods(body, c);
+    add_messages(body, c);
+}
+
 void coordination_show(struct exchange *x)
 {
     struct buf *body = &x->rs.body;
     buf_puts(body, "{\"success\":true,");
-    add_leader(body, x->api->coordination);
-    add_pods(body, x->api->coordination);
-    add_messages(body, x->api->coordination);
+    api_tell_coordination(body, x->api->coordination);
     buf_puts(body, "}");
+}
+
+/* --- rate limits, for /api/status --- */
+
+static void add_number(struct buf *body, const char *name, int64_t value) /* -1: not known */
+{
+    if (value < 0) buf_printf(body, "\"%s\":null,", name);
+    else buf_printf(body, "\"%s\":%lld,", name, (long long)value);
+}
+
+static void add_limit(struct buf *body, const struct coordination_limit *l)
+{
+    add_name(body, "platform", l->platform);
+    buf_puts(body, ",");
+    add_name(body, "endpoint", l->endpoint);
+    buf_puts(body, ",");
+    add_number(body, "limit", l->limit);
+    add_number(body, "remaining", l->remaining);
+    if (l->usage_permille < 0) buf_puts(body, "\"usagePercent\":null,");
+    else buf_printf(body, "\"usagePercent\":%.1f,", (double)l->usage_permille / 10.0);
+    buf_printf(body, "\"retryAfterSeconds\":%lld,", (long long)l->retry_after_s);
+    add_time(body, "reset", l->reset_ms < 0 ? 0 : l->reset_ms);
+    buf_puts(body, ",");
+    add_time(body, "updated", l->updated_ms);
+}
+
+void api_tell_limits(struct buf *body, const struct coordination *c)
+{
+    struct coordination_limits *ls = mem_alloc(sizeof *ls); /* too large for a task's stack */
+    coordination_read_limits(c, ls);
+    for (int64_t i = 0; i < ls->count; i++) {
+        struct coordination_limit now = platform_limit_at(&ls->limit[i], clock_wall_ms());
+        buf_puts(body, i > 0 ? ",{" : "{");
+        add_limit(body, &now);
+        buf_puts(body, "}");
+    }
+    free(ls);
 }
 
 /* --- POST /api/admin/coordination/messages --- */

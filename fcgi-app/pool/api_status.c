@@ -63,17 +63,17 @@ void status_ready(struct exchange *x)
 
 /* --- the members of /api/health --- */
 
-static void tell_dependency(struct exchange *x, const char *name, enum dependency d)
+void api_tell_dependency(struct buf *body, const struct api *api, const char *name, enum dependency d)
 {
-    const struct check *c = shared_check(x->api->shared, d);
+    const struct check *c = shared_check(api->shared, d);
     int64_t now_ms = clock_mono_ms();
-    enum check_state state = api_dependency(x->api, d, now_ms);
-    buf_printf(&x->rs.body, ",\"%s\":{\"status\":\"%s\"", name, health_check_names[state]);
+    enum check_state state = api_dependency(api, d, now_ms);
+    buf_printf(body, ",\"%s\":{\"status\":\"%s\"", name, health_check_names[state]);
     if (state == CHECK_UP || state == CHECK_DOWN)
-        buf_printf(&x->rs.body, ",\"latencyMs\":%.3f,\"ageMs\":%" PRId64 ",\"sinceMs\":%" PRId64,
+        buf_printf(body, ",\"latencyMs\":%.3f,\"ageMs\":%" PRId64 ",\"sinceMs\":%" PRId64,
                    (double)atomic_load(&c->latency_us) / 1000.0, now_ms - atomic_load(&c->checked_ms),
                    now_ms - atomic_load(&c->since_ms));
-    buf_puts(&x->rs.body, "}");
+    buf_puts(body, "}");
 }
 
 static void tell_coordinator(struct exchange *x)
@@ -120,12 +120,12 @@ void status_health(struct exchange *x)
     begin(x, api_health(x->api, clock_mono_ms()));
     buf_puts(&x->rs.body, ",\"environment\":");
     buf_json_string(&x->rs.body, bytes_of(x->api->config->node_env));
-    tell_dependency(x, "database", DEPENDENCY_POSTGRES);
+    api_tell_dependency(&x->rs.body, x->api, "database", DEPENDENCY_POSTGRES);
     tell_cache(x);
     buf_puts(&x->rs.body, ",\"rateLimits\":");
     api_rate_limits(&x->rs.body, x->api);
-    tell_dependency(x, "redis", DEPENDENCY_REDIS);
-    tell_dependency(x, "embedded", DEPENDENCY_EMBEDDED);
+    api_tell_dependency(&x->rs.body, x->api, "redis", DEPENDENCY_REDIS);
+    api_tell_dependency(&x->rs.body, x->api, "embedded", DEPENDENCY_EMBEDDED);
     tell_coordinator(x);
     tell_workers(x);
     buf_printf(&x->rs.body, ",\"store\":\"%s\"}", store_name(x->api->store));

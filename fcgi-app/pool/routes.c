@@ -34,6 +34,8 @@ static const struct route {
     { HTTP_HEAD,   ENDPOINT_READY,          status_ready },
     { HTTP_GET,    ENDPOINT_METRICS,        status_metrics },
     { HTTP_HEAD,   ENDPOINT_METRICS,        status_metrics },
+    { HTTP_GET,    ENDPOINT_STATUS,         status_overview },
+    { HTTP_HEAD,   ENDPOINT_STATUS,         status_overview },
 };
 #define ROUTES (int)(sizeof routes / sizeof routes[0])
 
