@@ -42,6 +42,7 @@ TABLE
     texts "$share/hyperpage/errors" conf/errors/*.html
     texts "$share/hyperpage/grafana" conf/grafana/*.json
     texts "$share/hyperpage/prometheus" conf/prometheus/*.yml
+    texts "$share/hyperpage/status" fcgi-app/status/*
     for script in conf/ops/*.sh; do echo "text 755 $script $share/hyperpage/ops/${script##*/}"; done
     texts "$share/doc/hyperpage" README.md docs/*.md conf/reference.md LICENSE
 }
@@ -52,7 +53,7 @@ put() { # KIND MODE SOURCE TARGET
         *)
             install -D -m "$2" /dev/null "$4.new"
             sed -e "s|/usr/local\>|$PREFIX|g" -e "s|/etc/hyperpage\>|$SYSCONFDIR/hyperpage|g" \
-                -e "s|\$PWD/conf/errors|$share/hyperpage/errors|" \
+                -e "s|\$PWD/conf/errors|$share/hyperpage/errors|" -e "s|\$PWD/fcgi-app/status|$share/hyperpage/status|" \
                 -e "s|\$PWD/conf/nginx|$SYSCONFDIR/hyperpage/nginx|" -- "$3" > "$4.new"
             # A configuration that is another stays, be it changed or of another version; ours lies beside it.
             if [ "$1" = config ] && [ -e "$4" ] && ! cmp -s -- "$4" "$4.new"; then
@@ -77,7 +78,7 @@ take_away() { # KIND MODE SOURCE TARGET
     rm -f -- "$4"
     # Folders that were made for us alone, once they are empty.
     folder=${4%/*}
-    while case ${folder##*/} in hyperpage* | errors | grafana | ops | prometheus) ;; *) false ;; esac; do
+    while case ${folder##*/} in hyperpage* | errors | grafana | ops | prometheus | status) ;; *) false ;; esac; do
         rmdir -- "$folder" 2> /dev/null || break
         folder=${folder%/*}
     done

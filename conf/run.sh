@@ -34,6 +34,7 @@ nginx_conf() {
     conf=$(< "$repo/conf/nginx.conf")
     conf=${conf//'/run/hyperpage'/"$RUN_DIR"}
     conf=${conf//'/var/log/nginx'/"$LOG_DIR"}
+    conf=${conf/'/usr/local/share/hyperpage/status'/"$repo/fcgi-app/status"}
     conf=${conf//"unix:$RUN_DIR/fcgi.sock"/"$LISTEN"}
     conf=${conf/'listen 8080;'/"listen $BIND:$PORT;"}
     # The pool runs as whoever started it, and lets nobody else connect.
@@ -123,7 +124,7 @@ start pool "$BUILD/hyperpage-fcgi" &&
     await coordinator_works &&
     start "$FRONT" "${front[@]}" &&
     await listening "$here:$PORT" &&
-    echo "curl -i http://localhost:$PORT/api/sessions"
+    printf '%s\n' "http://localhost:$PORT/status/" "curl -i http://localhost:$PORT/api/sessions"
 
 while wait -n -p pid; code=$?; [[ ${name[$pid]} == pool && $code == 0 ]] && find_master; do
     # A new binary has taken over: a child of ours ends when it does.

@@ -338,6 +338,7 @@ def edited_tree(folder, **edits):
     [(old, new), ...]; what is to be replaced must be there."""
     tree = pathlib.Path(folder) / "tree"
     shutil.copytree(REPO / "conf", tree / "conf")
+    shutil.copytree(REPO / "fcgi-app/status", tree / "fcgi-app/status")
     shutil.copy(REPO / "lighttpd.conf", tree)
     for path in (tree / "lighttpd.conf", tree / "conf/nginx.conf"):
         text = path.read_text()

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from fcgi import Responder
-from servers import Front, ask_raw, edited_tree, wait_until
+from servers import REPO, Front, ask_raw, edited_tree, wait_until
 
 ID = "0d9f2a6e-SECRET-4c1b"
 SECURITY = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
@@ -53,6 +53,38 @@ def test_only_api_reaches_the_pool(web, standin, path):
     reply = web.ask("GET", path)
     assert_is_own_error(reply, 404, "NOT_FOUND")
     assert reply.headers["Cache-Control"] == "no-store"
+    assert SECURITY.items() <= dict(reply.headers.items()).items()
+    assert standin.seen == []
+
+
+STATUS_TYPES = {"": "text/html; charset=utf-8", ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
+                ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+
+
+def test_the_status_page_is_served_whole_under_a_strict_policy(web, standin):
+    files = sorted(path.name for path in (REPO / "fcgi-app/status").iterdir())
+    for name in ["", *files]:
+        reply = web.ask("GET", f"/status/{name}")
+        assert reply.status == 200
+        assert reply.body == (REPO / "fcgi-app/status" / (name or "index.html")).read_bytes()
+        assert reply.headers["Content-Type"] == STATUS_TYPES[name and "." + name.partition(".")[2]]
+        policy = reply.headers.get_all("Content-Security-Policy")
+        assert len(policy) == 1 and policy[0].startswith("default-src 'none'; ") and "unsafe" not in policy[0]
+        assert reply.headers.get_all("X-Content-Type-Options") == ["nosniff"]
+        assert reply.headers.get_all("Cache-Control") == ["no-store"]
+    assert web.ask("HEAD", "/status/").body == b""
+    assert_is_own_error(web.ask("GET", "/status/index.html/x"), *{
+        "lighttpd": (403, "FORBIDDEN"), "nginx": (404, "NOT_FOUND")}[web.kind])
+    reply = web.ask("GET", "/status")
+    assert reply.status == 301 and reply.headers["Location"].endswith("/status/")
+    assert standin.seen == []
+
+
+@pytest.mark.parametrize("path", ["/status/x.js", "/status/x.html", "/status/../conf/nginx.conf",
+                                  "/status/..%2fstatus.css", "/status/%2e%2e/pool/api.h", "/status../pool/api.h", "/status.css"])
+def test_nothing_but_the_status_page_is_served(web, standin, path):
+    reply = web.ask("GET", path)
+    assert_is_own_error(reply, 404, "NOT_FOUND")
     assert SECURITY.items() <= dict(reply.headers.items()).items()
     assert standin.seen == []
 
@@ -217,16 +249,18 @@ BEHIND_TLS = {  # what the files offer in comments, with this machine as the TLS
 }
 
 
-def test_metrics_and_coordination_are_for_private_networks_only(folder, servers, kind, standin):
+def test_what_tells_of_the_inside_is_for_private_networks_only(folder, servers, kind, standin):
     tree = edited_tree(folder, **BEHIND_TLS)
     web = servers.enter_context(Front(folder, kind, f"unix:{folder}/standin.sock", tree))
-    for path in ("/api/metrics", "/api/coordination", "/api//metrics", "/api/%6detrics"):
+    for path in ("/status/", "/api/metrics", "/api/coordination", "/api/status", "/api//metrics", "/api/%6detrics",
+                 "/status/status.js", "/status//index.html", "/%73tatus/"):
         for client in ("203.0.113.9", "2001:db8::1", "172.32.0.1"):
             reply = web.ask("GET", path, headers={"X-Forwarded-For": client})
             assert_is_own_error(reply, 403, "FORBIDDEN")
         assert standin.seen == []
     for client in ("10.1.2.3", "172.16.0.1", "192.168.7.7", "127.0.0.1", "::1", "fd00::1"):
-        assert web.ask("GET", "/api/metrics", headers={"X-Forwarded-For": client}).status == 200
+        for path in ("/api/metrics", "/api/status", "/status/"):
+            assert web.ask("GET", path, headers={"X-Forwarded-For": client}).status == 200
     assert web.ask("GET", "/api/sessions", headers={"X-Forwarded-For": "203.0.113.9"}).status == 200
     assert standin.seen[-1][0]["REMOTE_ADDR"] == "203.0.113.9"
 

@@ -53,6 +53,7 @@ def test_installs_what_a_machine_needs_and_takes_it_away_again(folder, installed
                  "usr/lib/systemd/system/hyperpage-coordinator.service", "usr/lib/sysusers.d/hyperpage.conf",
                  "usr/lib/tmpfiles.d/hyperpage.conf", "usr/share/hyperpage/errors/503.html",
                  "usr/share/hyperpage/grafana/hyperpage.json", "usr/share/hyperpage/prometheus/hyperpage.rules.yml",
+                 "usr/share/hyperpage/status/index.html", "usr/share/hyperpage/status/status.js",
                  "usr/share/man/man5/hyperpage.conf.5", "usr/share/man/man8/hyperpage-fcgi.8"):
         assert name in files
     assert not [name for name in files if name.endswith(".new")]
@@ -125,6 +126,7 @@ def test_lighttpd_serves_from_its_installed_configuration(folder, servers, insta
     front = servers.enter_context(Lighttpd(folder, installed, pool))
     assert ask(front.port, "GET", "/api/sessions").status == 200
     assert ask(front.port, "GET", "/elsewhere").json["error"]["code"] == "NOT_FOUND"  # conf/errors, wherever it lies now
+    assert b"status.js" in ask(front.port, "GET", "/status/").body
 
 
 def test_the_man_pages_have_no_fault_and_name_each_other(installed):
