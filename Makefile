@@ -54,8 +54,8 @@ POOL_O   := $(patsubst %,$(BUILD)/fcgi-app/pool/%.o,$(POOL))
 CTL_O    := $(patsubst %,$(BUILD)/fcgi-app/ctl/%.o,$(CTL))
 COORDINATOR_O := $(patsubst %,$(BUILD)/fcgi-app/coordinator/%.o,$(COORDINATOR))
 
-.PHONY: all deps run test units system faults nemesis reliability layers reference bench asan tsan fuzz format install uninstall \
-        deb fresh clean
+.PHONY: all deps run test units system faults nemesis reliability layers browser reference bench asan tsan fuzz format \
+        install uninstall deb fresh clean
 all: $(PROGRAMS) $(BUILD)/man/hyperpage.conf.5
 
 $(LIB): $(LIB_O)
@@ -120,6 +120,11 @@ reliability: all $(PROBES) # the long form of the outages, and the table of docs
 nemesis: all $(PROBES) faults # two minutes in which everything goes wrong at once, and the load of half a minute
 	@HYPERPAGE_BUILD=$(BUILD) $(PYTHON) -B tests/system/nemesis.py 120
 	@HYPERPAGE_BUILD=$(BUILD) LOAD_SECONDS=30 $(PYTHON) -B -m pytest -q -s -p no:cacheprovider tests/system/test_coordinator_load.py
+browser: all # the status page in Chromium; screenshots in $(BUILD)/browser. CHROMIUM= is another one
+	@command -v chromium node npm > /dev/null || conf/deps.sh browser
+	@mkdir -p $(BUILD)/browser
+	@cd $(BUILD)/browser && cp -u $(CURDIR)/tests/browser/package*.json $(CURDIR)/tests/browser/.npmrc . && npm ci --silent
+	@NODE_PATH=$(abspath $(BUILD))/browser/node_modules HYPERPAGE_BUILD=$(abspath $(BUILD)) node --test tests/browser
 layers:
 	@awk -f tests/layers.awk -v modules="$(MODULES)" lib/*.c lib/*.h
 reference: $(BUILD)/hyperpage-fcgi

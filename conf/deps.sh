@@ -4,18 +4,20 @@
 #
 #   conf/deps.sh run        what `make run` needs
 #   conf/deps.sh test       what `make test` needs
+#   conf/deps.sh browser    what `make browser` needs
 #   conf/deps.sh package    what `make deb` needs
 #   conf/deps.sh fresh      what `make fresh` needs
-#   conf/deps.sh tools      everything else too
+#   conf/deps.sh tools      everything else too, but the browser
 set -eu
 
 case ${1:-} in
     run) groups='build run' ;;
     test) groups='build run test' ;;
+    browser) groups='build run test browser' ;;
     package) groups='build package' ;;
     fresh) groups='build run test package fresh' ;;
     tools) groups='build run test package fresh tools' ;;
-    *) echo "usage: conf/deps.sh run|test|package|fresh|tools" >&2; exit 2 ;;
+    *) echo "usage: conf/deps.sh run|test|browser|package|fresh|tools" >&2; exit 2 ;;
 esac
 
 wanted=$(awk -v groups=" $groups " '

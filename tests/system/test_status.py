@@ -3,13 +3,15 @@
 import datetime
 import json
 import os
+import shutil
 import signal
+import subprocess
 import time
 
 import pytest
 
 import fcgi
-from servers import Coordinator, Pool, Redis, children, wait_until
+from servers import BUILD, REPO, Coordinator, Pool, Redis, children, wait_until
 
 TOKEN = "t" * 32
 HANGS_S = 1.0
@@ -129,3 +131,14 @@ def test_tells_of_an_outage_and_stays_quick(node, redis):
     document = wait_until(lambda: not (d := status(pool))["store"]["breaker"]["open"] and d, "Redis is back")
     assert document["store"]["breaker"]["since"] is None
     wait_until(lambda: status(pool)["store"]["breaker"]["replayed"] >= 1, "what was written went back")
+
+
+def test_the_page_in_a_browser():
+    """Only where `make browser` has been run once: it installs what this needs."""
+    modules = BUILD / "browser/node_modules/playwright-core"
+    if not modules.exists() or not shutil.which("chromium") or not shutil.which("node"):
+        pytest.skip("needs Chromium, node and playwright-core: `make browser` installs and runs it")
+    done = subprocess.run(["node", "--test", REPO / "tests/browser"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          env={**os.environ, "NODE_PATH": str(modules.parent), "HYPERPAGE_BUILD": str(BUILD)}, text=True)
+    print(done.stdout)
+    assert done.returncode == 0
