@@ -775,6 +775,20 @@ bool session_cache_get(struct session_cache *c, const char *id, struct buf *doc,
     return found;
 }
 
+/* One attempt; a set that is just being changed is no copy to go by. */
+bool session_cache_look(struct session_cache *c, const char *id, struct session_copy *copy)
+{
+    struct session sn;
+    if (!locate(c, id, &sn)) return false;
+    uint64_t changes = READ(sn.set->changes), tide = READ(sn.set->tide[sn.hash % BUCKETS]);
+    struct entry *en = changes != 0 && changes % 2 == 0 ? entry_find(sn.set, sn.hash) : NULL;
+    if (en == NULL) return false;
+    uint64_t stamp = READ(en->stamp);
+    *copy = (struct session_copy){ READ(en->expires_at_ms), READ(en->filled_ms), stamp == stamp_of(c, tide) };
+    return READ(sn.set->changes) == changes && !is_dead(stamp, tide) &&
+           (copy->expires_at_ms == 0 || copy->expires_at_ms > clock_wall_ms());
+}
+
 uint64_t session_cache_epoch(struct session_cache *c, const char *id)
 {
     struct session sn;

@@ -18,7 +18,7 @@
 #define EDITED_BUCKETS 64
 #define MOST_REFILLS   8
 #define REFILL_MS      1000
-#define COPY_FRESH_MS  250 /* a copy that was confirmed so lately is not written again */
+#define COPY_FRESH_MS  250 /* a copy that was confirmed so lately is not compared with each read */
 #define TELL_MS 2000 /* how long the index and the stream are tried after an answer */
 
 /* Compare and set: writes ARGV[2] only where ARGV[1] still stands. The life becomes ARGV[3], never shortened but never
@@ -129,6 +129,7 @@ static bool unexpected(const redisReply *reply, struct err *e)
 struct before {
     uint64_t epoch;
     bool known; /* there is a copy that says how long the session lives */
+    bool fresh; /* and it was confirmed just now: reading it once more is not worth its cost */
 };
 
 static bool find_copy(struct store_redis *sr, const char *id, struct session_copy *copy)
@@ -142,8 +143,10 @@ static struct before look_before(struct store_redis *sr, const char *id)
 {
     struct session_copy copy;
     if (sr->o.copies == NULL || !session_cache_is_on(sr->o.copies)) return (struct before){ .known = true };
-    uint64_t epoch = session_cache_epoch(sr->o.copies, id);
-    return (struct before){ epoch, find_copy(sr, id, &copy) && copy.proven && copy.expires_at_ms != 0 };
+    struct before before = { .epoch = session_cache_epoch(sr->o.copies, id) };
+    before.known = session_cache_look(sr->o.copies, id, &copy) && copy.proven && copy.expires_at_ms != 0;
+    before.fresh = before.known && clock_mono_ms() - copy.filled_ms < COPY_FRESH_MS;
+    return before;
 }
 
 /* Is a proven copy what Redis holds? */
@@ -175,9 +178,8 @@ static void keep_read(struct store_redis *sr, const char *id, const struct befor
     struct session_copy copy;
     if (sr->o.copies == NULL) return;
     if (expires_at_ms == 0) {
-        if (!find_copy(sr, id, &copy)) return;
+        if (before->fresh || !find_copy(sr, id, &copy)) return;
         bool same = bytes_equal(buf_bytes(&sr->copy), doc);
-        if (same && copy.proven && clock_mono_ms() - copy.filled_ms < COPY_FRESH_MS) return;
         expires_at_ms = same ? copy.expires_at_ms : 0;
     }
     if (expires_at_ms != 0) {

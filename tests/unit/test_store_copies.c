@@ -166,9 +166,13 @@ static void a_read_that_finds_another_document_makes_its_copy_anew(void **state)
     create_(c, id, BYTES_LITERAL("{\"n\":1}"), LONG_MS);
     others_write(id, "{\"n\":2}");
     assert_holds(c, id, BYTES_LITERAL("{\"n\":2}"));
+    assert_copy(id, "{\"n\":1}", LONG_MS); /* so soon it is not compared */
+    clock_set(-1, clock_mono_ms() + 250);
+    assert_holds(c, id, BYTES_LITERAL("{\"n\":2}"));
     assert_no_copy(id); /* how long it lives is not known */
     assert_holds(c, id, BYTES_LITERAL("{\"n\":2}"));
     assert_copy(id, "{\"n\":2}", 50000);
+    clock_set(-1, -1);
 }
 
 static void a_read_that_finds_nothing_leaves_no_copy(void **state)
