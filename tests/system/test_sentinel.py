@@ -105,7 +105,7 @@ def test_a_new_primary_is_followed_under_load(folder, servers, how, wait_replica
     agreed = time.monotonic() - started
     wait_until(lambda: keeps_up(pool, session_id, 1), "writes go on", FOLLOWED_S)
     followed = time.monotonic() - started
-    wait_until(lambda: by_workers(pool, "redis primary changed") == 2, "both workers have followed")
+    wait_until(lambda: by_workers(pool, "redis primary changed") >= 1, "who is asked for something has followed")
     figures = load.stop()
     lost = lost_by(pool, figures)
     print(f"{how}: Sentinels agreed after {agreed:.2f} s, writes were acknowledged again after {followed:.2f} s; WAIT "
