@@ -61,12 +61,20 @@ static void message(void *ctx, struct bytes channel, const redisReply *payload)
     }
 }
 
+static void set_proven(struct coherence *ch, bool proven)
+{
+    if (proven && !ch->proven) log_info("session cache is coherent, workers read from it");
+    if (!proven && ch->proven) log_info("session cache is not known to be coherent, every read asks redis");
+    ch->proven = proven;
+}
+
 /* What was sent from now on may have been lost. */
 static void forget(struct tracker *t)
 {
     if (t->client_id == 0) return;
     t->client_id = t->checked_ms = 0;
     coordination_new_generation(t->ch->co->coordination); /* takes the stamp away */
+    set_proven(t->ch, false);
 }
 
 static void lost(void *ctx)
@@ -283,10 +291,7 @@ static void stamp(struct coherence *ch)
 {
     int64_t until_ms = known_until_ms(ch);
     if (until_ms > 0) coordination_stamp(ch->co->coordination, until_ms);
-    bool proven = until_ms > 0;
-    if (proven && !ch->proven) log_info("session cache is coherent, workers read from it");
-    if (!proven && ch->proven) log_info("session cache is not known to be coherent, every read asks redis");
-    ch->proven = proven;
+    set_proven(ch, until_ms > 0);
 }
 
 static bool all_ended(struct coherence *ch)
