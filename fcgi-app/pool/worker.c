@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -275,6 +276,15 @@ static void raise_descriptor_limit(void)
     }
 }
 
+/* A web server wakes a worker with each request it passes on. A worker that ran at once would mostly find one; the kernel
+ * does not let a batch process preempt the one that wakes it, so the web server passes on what it has first. */
+static void run_as_batch(const struct config *cfg)
+{
+    struct sched_param normal = { .sched_priority = 0 };
+    if (cfg->worker_scheduling != 0 || sched_getscheduler(0) != SCHED_OTHER) return;
+    if (sched_setscheduler(0, SCHED_BATCH, &normal) != 0) log_info("worker is scheduled as any program: error=\"%s\"", strerror(errno));
+}
+
 static bool watch_signals(struct worker *w, struct err *e)
 {
     sigset_t set;
@@ -313,6 +323,7 @@ static bool worker_start(struct worker *w, struct err *e)
 {
     const struct config *cfg = w->o->config;
     raise_descriptor_limit();
+    run_as_batch(cfg);
     srandom((unsigned)(getpid() ^ clock_mono_us()));
     w->pollset = pollset_new(e);
     if (w->pollset == NULL || !watch_signals(w, e)) return false;

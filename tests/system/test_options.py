@@ -208,6 +208,26 @@ class FromSocket(fcgi.Client):
 
 # --- what only prints ---
 
+@pytest.mark.parametrize("asked, started_as, expected", [
+    ("batch", os.SCHED_OTHER, os.SCHED_BATCH),
+    ("inherited", os.SCHED_OTHER, os.SCHED_OTHER),
+    ("batch", os.SCHED_IDLE, os.SCHED_IDLE),
+])
+def test_how_workers_are_scheduled(folder, servers, asked, started_as, expected):
+    own = os.sched_getscheduler(0)
+    os.sched_setscheduler(0, started_as, os.sched_param(0))  # what is started from here inherits it
+    try:
+        pool = servers.enter_context(Pool(folder, WORKER_SCHEDULING=asked, WORKERS=2))
+    finally:
+        os.sched_setscheduler(0, own, os.sched_param(0))
+    assert os.sched_getscheduler(pool.pid) == started_as
+
+    def policies():
+        return [os.sched_getscheduler(pid) for pid in pool.processes() if name_of(pid) == "fcgi-worker"]
+
+    wait_until(lambda: policies() == [expected] * 2, "the workers are scheduled so")
+
+
 def test_check_says_nothing_and_makes_nothing_where_all_is_well(folder):
     file = folder / "pool.conf"
     file.write_text("WORKERS=2\nREDIS_URL=redis://127.0.0.1:1/0\nTRUSTED_PROXIES=10.0.0.0/8\n")
