@@ -19,6 +19,16 @@ bool bytes_is(struct bytes a, const char *s)
     return bytes_equal(a, bytes_of(s));
 }
 
+struct bytes number(struct number *n, int64_t value)
+{
+    char *end = n->text + sizeof n->text, *at = end;
+    uint64_t rest = value < 0 ? -(uint64_t)value : (uint64_t)value;
+    do *--at = (char)('0' + rest % 10);
+    while ((rest /= 10) > 0);
+    if (value < 0) *--at = '-';
+    return (struct bytes){ at, (size_t)(end - at) };
+}
+
 /* Makes room for `more` bytes and the NUL behind them; false when that would pass the limit. */
 static bool buf_grow(struct buf *b, size_t more)
 {

@@ -44,13 +44,26 @@ void clock_set(int64_t wall_ms, int64_t mono_ms)
     set_mono_ms = mono_ms;
 }
 
+/* Puts the last digits of `value` into `at` and `end` behind them. */
+static char *put_digits(char *at, int value, int digits, char end)
+{
+    for (int i = digits - 1; i >= 0; i--, value /= 10) at[i] = (char)('0' + value % 10);
+    at[digits] = end;
+    return at + digits + 1;
+}
+
+/* Each write has two of them: printf would be a twentieth of its time. */
 void clock_iso(int64_t wall_ms, char out[CLOCK_ISO_BYTES])
 {
     time_t s = (time_t)(wall_ms / 1000);
     struct tm tm;
     gmtime_r(&s, &tm);
-    char text[64];
-    snprintf(text, sizeof text, "%04d-%02d-%02dT%02d:%02d:%02d.%03dZ", tm.tm_year + 1900, tm.tm_mon + 1, tm.tm_mday,
-             tm.tm_hour, tm.tm_min, tm.tm_sec, (int)(wall_ms % 1000));
-    snprintf(out, CLOCK_ISO_BYTES, "%.24s", text);
+    out = put_digits(out, tm.tm_year + 1900, 4, '-');
+    out = put_digits(out, tm.tm_mon + 1, 2, '-');
+    out = put_digits(out, tm.tm_mday, 2, 'T');
+    out = put_digits(out, tm.tm_hour, 2, ':');
+    out = put_digits(out, tm.tm_min, 2, ':');
+    out = put_digits(out, tm.tm_sec, 2, '.');
+    out = put_digits(out, (int)(wall_ms % 1000), 3, 'Z');
+    *out = '\0';
 }

@@ -95,7 +95,11 @@ bool http_read_request(char *const params[], struct request *rq)
     rq->body = (struct bytes){ NULL, 0 };
     if (rq->uri[0] != '\0') return read_path(rq->uri, rq->path);
     /* The front server has decoded these. */
-    return snprintf(rq->path, sizeof rq->path, "%s%s", rq->script_name, rq->path_info) < (int)sizeof rq->path;
+    size_t n = strlen(rq->script_name), more = strlen(rq->path_info);
+    if (n + more >= sizeof rq->path) return false;
+    memcpy(rq->path, rq->script_name, n);
+    memcpy(rq->path + n, rq->path_info, more + 1);
+    return true;
 }
 
 bool http_query_value(const char *query, const char *name, size_t nth, struct buf *value)
@@ -398,10 +402,18 @@ void response_head(const struct response *rs, struct buf *out)
     const char *reason = "";
     for (size_t i = 0; i < sizeof reasons / sizeof reasons[0]; i++)
         if (reasons[i].status == rs->status) reason = reasons[i].reason;
-    buf_printf(out, "Status: %d %s\r\n", rs->status, reason);
-    if (rs->status != 304)
-        buf_printf(out, "Content-Type: %s\r\nContent-Length: %zu\r\n", rs->content_type, rs->body.len);
-    buf_puts(out, "Cache-Control: no-store\r\n");
+    struct number n;
+    buf_puts(out, "Status: ");
+    buf_add(out, number(&n, rs->status));
+    buf_puts(out, " ");
+    buf_puts(out, reason);
+    if (rs->status != 304) {
+        buf_puts(out, "\r\nContent-Type: ");
+        buf_puts(out, rs->content_type);
+        buf_puts(out, "\r\nContent-Length: ");
+        buf_add(out, number(&n, (int64_t)rs->body.len));
+    }
+    buf_puts(out, "\r\nCache-Control: no-store\r\n");
     buf_add(out, buf_bytes(&rs->headers));
     buf_puts(out, "\r\n");
 }

@@ -7,6 +7,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 #define REDIS_SESSION_PREFIX "hyperpage:session:" /* ID: the document */
 #define REDIS_GONE_PREFIX    "hyperpage:gone:{"   /* a session's key and }: what became of it; lies in its slot */
@@ -24,8 +25,11 @@ struct session_key {
 
 static inline struct bytes session_key(struct session_key *k, const char *id)
 {
-    int n = snprintf(k->text, sizeof k->text, REDIS_SESSION_PREFIX "%s", id);
-    k->bytes = (struct bytes){ k->text, (size_t)n };
+    size_t prefix = sizeof REDIS_SESSION_PREFIX - 1, len = strnlen(id, IDS_MOST_BYTES);
+    memcpy(k->text, REDIS_SESSION_PREFIX, prefix);
+    memcpy(k->text + prefix, id, len);
+    k->text[prefix + len] = '\0';
+    k->bytes = (struct bytes){ k->text, prefix + len };
     return k->bytes;
 }
 
@@ -37,17 +41,6 @@ static inline struct bytes gone_key(struct gone_key *k, const char *id)
 {
     int n = snprintf(k->text, sizeof k->text, REDIS_GONE_PREFIX REDIS_SESSION_PREFIX "%s}", id);
     return (struct bytes){ k->text, (size_t)n };
-}
-
-/* A number as an argument; its text is in `n`. */
-struct number {
-    char text[24];
-};
-
-static inline struct bytes number(struct number *n, int64_t value)
-{
-    int len = snprintf(n->text, sizeof n->text, "%" PRId64, value);
-    return (struct bytes){ n->text, (size_t)len };
 }
 
 #endif

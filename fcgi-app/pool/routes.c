@@ -51,9 +51,21 @@ static bool path_fits(const char *pattern, const char *path, struct bytes *tail)
     return star != NULL ? tail->len > 0 && strcmp(path, star + 1) == 0 : path[0] == '\0' || strcmp(path, "/") == 0;
 }
 
-void routes_answer(struct exchange *x)
+static void refuse_method(struct exchange *x)
 {
     char allow[64] = "";
+    for (int i = 0; i < ROUTES; i++) {
+        struct bytes tail;
+        if (!path_fits(endpoint_paths[routes[i].endpoint], x->rq.path, &tail)) continue;
+        size_t n = strlen(allow);
+        snprintf(allow + n, sizeof allow - n, "%s%s", n ? ", " : "", http_methods[routes[i].method]);
+    }
+    response_header(&x->rs, "Allow", allow);
+    response_error(&x->rs, 405, "METHOD_NOT_ALLOWED", "This path does not know this method");
+}
+
+void routes_answer(struct exchange *x)
+{
     x->route = -1;
     x->endpoint = ENDPOINT_NONE;
     for (int i = 0; i < ROUTES; i++) {
@@ -64,15 +76,11 @@ void routes_answer(struct exchange *x)
             routes[i].handler(x);
             return;
         }
-        size_t n = strlen(allow);
-        snprintf(allow + n, sizeof allow - n, "%s%s", n ? ", " : "", http_methods[routes[i].method]);
     }
-    if (allow[0] == '\0') {
+    if (x->endpoint == ENDPOINT_NONE)
         response_error(&x->rs, 404, "NOT_FOUND", "There is nothing at this path");
-        return;
-    }
-    response_header(&x->rs, "Allow", allow);
-    response_error(&x->rs, 405, "METHOD_NOT_ALLOWED", "This path does not know this method");
+    else
+        refuse_method(x);
 }
 
 const char *routes_name(int route)

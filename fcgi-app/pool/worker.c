@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <malloc.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -324,6 +325,7 @@ static bool worker_start(struct worker *w, struct err *e)
     const struct config *cfg = w->o->config;
     raise_descriptor_limit();
     run_as_batch(cfg);
+    mallopt(M_MXFAST, 0); /* else each of libfcgi's buffers makes malloc sort all that is small and free */
     srandom((unsigned)(getpid() ^ clock_mono_us()));
     w->pollset = pollset_new(e);
     if (w->pollset == NULL || !watch_signals(w, e)) return false;

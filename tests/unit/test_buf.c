@@ -2,6 +2,7 @@
 
 #include "buf.h"
 
+#include <stdio.h>
 #include <string.h>
 
 static void an_empty_buf_is_an_empty_text(void **state)
@@ -168,6 +169,18 @@ static void utf8_is_exactly_what_the_standard_defines(void **state)
     assert_int_equal(utf8_sequence("", 0), 0);
 }
 
+static void a_number_is_written_in_digits(void **state)
+{
+    (void)state;
+    static const int64_t values[] = { 0, 1, 9, 10, 200, 86400000, -1, -10, INT64_MAX, INT64_MIN };
+    for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) {
+        struct number n;
+        char expected[32];
+        snprintf(expected, sizeof expected, "%lld", (long long)values[i]);
+        assert_true(bytes_is(number(&n, values[i]), expected));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -178,6 +191,7 @@ int main(void)
         cmocka_unit_test(a_buf_of_no_bytes_overflows_at_the_first),
         cmocka_unit_test(trimming_keeps_small_memory_and_frees_large),
         cmocka_unit_test(bytes_are_compared_with_their_length),
+        cmocka_unit_test(a_number_is_written_in_digits),
         cmocka_unit_test(a_json_string_escapes_what_json_cannot_hold),
         cmocka_unit_test(utf8_is_exactly_what_the_standard_defines),
     };
