@@ -93,6 +93,8 @@ struct change {
 
 struct session_edit api_edit(const struct exchange *x, enum session_edit_kind kind, struct bytes change);
 store_edit_fn api_apply_change;
+bool api_if_match(const struct exchange *x, const struct session_facts *is); /* true also without an If-Match */
+bool api_refuse_precondition(struct exchange *x, const char *etag, const char *version); /* 412 */
 bool api_refuse_change(struct exchange *x, const struct change *c); /* false: it was made */
 
 /* Answers for a document that is not what we accept. `prefix` is where it stands in the body. */

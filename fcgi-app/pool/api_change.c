@@ -39,15 +39,25 @@ static void announce(struct change *c, const struct session_facts *was, const st
     session_user(is->user_id, c->terms.user, sizeof c->terms.user);
 }
 
+bool api_if_match(const struct exchange *x, const struct session_facts *is)
+{
+    const char *list = x->rq.if_match;
+    return list[0] == '\0' || http_tag_listed(list, is->etag, false) || http_tag_listed(list, is->version, false);
+}
+
+bool api_refuse_precondition(struct exchange *x, const char *etag, const char *version)
+{
+    api_session_headers(x, etag, version, 0);
+    return response_error(&x->rs, 412, "PRECONDITION_FAILED", "The session has changed since");
+}
+
 /* May the change be made to what stands there? */
 static bool admits(struct change *c, struct bytes doc, struct session_facts *was)
 {
-    const char *if_match = c->x->rq.if_match;
     c->outcome = CHANGE_MADE;
     if (!session_facts(doc, was)) c->outcome = CHANGE_CORRUPT;
     else if (life_left_ms(&c->x->api->life, was, c->edit.now_ms) <= 0) c->outcome = CHANGE_MISSING;
-    else if (if_match[0] != '\0' && !http_tag_listed(if_match, was->etag, false) &&
-             !http_tag_listed(if_match, was->version, false)) c->outcome = CHANGE_PRECONDITION;
+    else if (!api_if_match(c->x, was)) c->outcome = CHANGE_PRECONDITION;
     memcpy(c->etag, was->etag, sizeof c->etag);
     memcpy(c->version, was->version, sizeof c->version);
     return c->outcome == CHANGE_MADE;
@@ -96,9 +106,7 @@ bool api_refuse_change(struct exchange *x, const struct change *c)
     case CHANGE_MADE: return false;
     case CHANGE_MISSING: return api_refuse_missing(x);
     case CHANGE_REFUSED: return api_refuse_document(x, c->prefix, &c->fault);
-    case CHANGE_PRECONDITION:
-        api_session_headers(x, c->etag, c->version, 0);
-        return response_error(&x->rs, 412, "PRECONDITION_FAILED", "The session has changed since");
+    case CHANGE_PRECONDITION: return api_refuse_precondition(x, c->etag, c->version);
     case CHANGE_TOO_LARGE: return api_refuse_size(x);
     case CHANGE_CORRUPT:
         err_set(&e, ERR_CORRUPT, "the stored value is no JSON object");

@@ -51,6 +51,22 @@ static void answer(struct exchange *x, const char *id, const struct session_fact
     buf_printf(&x->rs.body, ",\"expiresAt\":\"%s\"}", when);
 }
 
+/* Reads the session. An If-Match goes by what Redis holds, not by a copy: in an outage nobody can say. A change that
+ * comes between this look and the new life does no harm, since the life changes no document. False: it is answered. */
+static bool read_precondition(struct exchange *x, const char *id, struct session_facts *facts)
+{
+    bool conditional = x->rq.if_match[0] != '\0';
+    struct err e;
+    if (conditional) store_doubt(x->api->store, id);
+    if (!api_read_session(x, id, facts)) return false;
+    if (conditional && store_in_refuge(x->api->store)) {
+        err_set(&e, ERR_UNAVAILABLE, "If-Match, while redis is away");
+        api_store_failed(x, &e);
+        return false;
+    }
+    return api_if_match(x, facts) || !api_refuse_precondition(x, facts->etag, facts->version);
+}
+
 /* The document is read first: it says when the session must end whatever is asked for, and whose it is. */
 void sessions_extend(struct exchange *x)
 {
@@ -64,7 +80,7 @@ void sessions_extend(struct exchange *x)
         api_refuse_id(x, given);
         return;
     }
-    if (!read_life(x, &life_ms) || !api_read_session(x, id, &facts)) return;
+    if (!read_life(x, &life_ms) || !read_precondition(x, id, &facts)) return;
     int64_t left_ms = life_left_ms(&x->api->life, &facts, clock_wall_ms());
     if (left_ms < life_ms) life_ms = left_ms > 0 ? left_ms : 1;
     session_user(facts.user_id, user, sizeof user);

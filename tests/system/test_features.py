@@ -125,6 +125,19 @@ def test_extend_without_seconds_gives_the_usual_life(place, body):
     assert DAY_S - 0.5 < place.ttl_s(session_id) <= DAY_S
 
 
+def test_extend_takes_an_if_match(place):
+    session_id = place.create()
+    path = f"/api/sessions/{session_id}"
+    answer = place.ask("GET", path)
+    for name in ("ETag", "X-Session-Version"):
+        said(place.ask("POST", f"{path}/extend", {"seconds": 100}, headers={"If-Match": answer.headers[name]}))
+        assert place.ttl_s(session_id) <= 100
+    place.put(place.stored(session_id).replace(b"UTC", b"CET"), session_id)  # behind the node's back
+    refused = place.ask("POST", f"{path}/extend", {"seconds": 50}, headers={"If-Match": answer.headers["ETag"]})
+    assert code_of(refused) == (412, "PRECONDITION_FAILED") and refused.headers["ETag"] != answer.headers["ETag"]
+    assert place.ttl_s(session_id) > 100
+
+
 def test_extend_refuses_what_it_cannot_do(place):
     session_id = place.create()
     path = f"/api/sessions/{session_id}/extend"
