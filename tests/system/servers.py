@@ -14,6 +14,7 @@ import subprocess
 import time
 
 import fcgi
+import openapi
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 BUILD = REPO / os.environ.get("HYPERPAGE_BUILD", "build")
@@ -272,9 +273,11 @@ class Pool(Server):
             return False
 
     def ask(self, method, uri, body=b"", **more):
-        """One request on a FastCGI connection of its own."""
+        """One request on a FastCGI connection of its own. The answer must be one that docs/openapi.json declares."""
         body = json.dumps(body).encode() if isinstance(body, (dict, list)) else body
-        return fcgi.ask(self.address, method, uri, body, **more)
+        answer = fcgi.ask(self.address, method, uri, body, **more)
+        openapi.check(method, uri, answer)
+        return answer
 
     def connect(self, timeout_s=PATIENCE_S):
         """A FastCGI connection, to be kept or misused."""
