@@ -44,7 +44,7 @@ TABLE
     texts "$share/hyperpage/prometheus" conf/prometheus/*.yml
     texts "$share/hyperpage/status" fcgi-app/status/*
     for script in conf/ops/*.sh; do echo "text 755 $script $share/hyperpage/ops/${script##*/}"; done
-    texts "$share/doc/hyperpage" README.md docs/*.md conf/reference.md LICENSE
+    texts "$share/doc/hyperpage" README.md docs/*.md docs/openapi.json conf/reference.md LICENSE
 }
 
 put() { # KIND MODE SOURCE TARGET
