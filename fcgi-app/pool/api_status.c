@@ -8,6 +8,8 @@
 #include "totals.h"
 
 #include <inttypes.h>
+#include <limits.h>
+#include <unistd.h>
 
 enum check_state api_dependency(const struct api *api, enum dependency d, int64_t now_ms)
 {
@@ -55,9 +57,21 @@ void status_live(struct exchange *x)
     buf_puts(&x->rs.body, "}");
 }
 
+/* Somebody is about to work on this node: balancers are to leave it, while it serves whoever still comes. */
+static bool is_in_maintenance(const struct api *api)
+{
+    struct buf path = BUF_INIT(PATH_MAX);
+    buf_printf(&path, "%s/maintenance", api->config->run_dir);
+    bool there = access(buf_text(&path), F_OK) == 0;
+    buf_done(&path);
+    return there;
+}
+
 void status_ready(struct exchange *x)
 {
-    begin(x, api_health(x->api, clock_mono_ms()));
+    bool maintenance = is_in_maintenance(x->api);
+    begin(x, maintenance ? HEALTH_UNHEALTHY : api_health(x->api, clock_mono_ms()));
+    if (maintenance) err_set(&x->error, ERR_UNAVAILABLE, "not ready: RUN_DIR/maintenance is there");
     buf_printf(&x->rs.body, ",\"store\":\"%s\"}", store_name(x->api->store));
 }
 

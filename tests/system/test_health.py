@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import time
 
@@ -127,3 +128,14 @@ def test_a_worker_without_a_master_looks_itself(folder, servers):
     becomes(pool, 200, "degraded")
     redis.resume()
     becomes(pool, 200, "healthy")
+
+
+def test_in_maintenance_a_pool_is_not_ready_and_serves(pool):
+    becomes(pool, 200, "healthy")
+    mark = pathlib.Path(pool.env["RUN_DIR"], "maintenance")
+    mark.touch()
+    assert ready(pool) == (503, "unhealthy")
+    assert "not ready: RUN_DIR/maintenance is there" in pool.log()
+    assert health(pool)[0] == pool.ask("GET", "/api/sessions").status == 200
+    mark.unlink()
+    assert ready(pool) == (200, "healthy")
