@@ -54,7 +54,7 @@ POOL_O   := $(patsubst %,$(BUILD)/fcgi-app/pool/%.o,$(POOL))
 CTL_O    := $(patsubst %,$(BUILD)/fcgi-app/ctl/%.o,$(CTL))
 COORDINATOR_O := $(patsubst %,$(BUILD)/fcgi-app/coordinator/%.o,$(COORDINATOR))
 
-.PHONY: all deps run test units system faults nemesis reliability layers browser reference bench asan tsan fuzz format \
+.PHONY: all deps run test units system faults nemesis reliability hosts layers browser reference bench asan tsan fuzz format \
         install uninstall deb fresh clean
 all: $(PROGRAMS) $(BUILD)/man/hyperpage.conf.5
 
@@ -117,6 +117,8 @@ faults: # the pool with the places of lib/fault.h at which a test may kill it
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/faults FAULTS=-DHYPERPAGE_FAULTS all
 reliability: all $(PROBES) # the long form of the outages, and the table of docs/reliability.md
 	@HYPERPAGE_LONG=1 HYPERPAGE_BUILD=$(BUILD) $(PYTHON) -B -m pytest -q -p no:cacheprovider tests/system/test_outage.py tests/system/test_two_nodes.py
+hosts: all $(PROBES) faults # three nodes behind a balancer, each machine a network namespace: restarted, lost, cut off; as root
+	@HYPERPAGE_LONG=1 HYPERPAGE_BUILD=$(BUILD) $(PYTHON) -B -m pytest -q -p no:cacheprovider tests/system/hosts
 nemesis: all $(PROBES) faults # two minutes in which everything goes wrong at once, and the load of half a minute
 	@HYPERPAGE_BUILD=$(BUILD) $(PYTHON) -B tests/system/nemesis.py 120
 	@HYPERPAGE_BUILD=$(BUILD) LOAD_SECONDS=30 $(PYTHON) -B -m pytest -q -s -p no:cacheprovider tests/system/test_coordinator_load.py

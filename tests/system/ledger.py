@@ -1,10 +1,12 @@
-"""A client that remembers every write that was acknowledged, in a process of its own: Ledger(pool.address).
+"""A client that remembers every write that was acknowledged, in a process of its own: Ledger(pool.address), which speaks
+FastCGI to a pool, or Ledger("http://host:port").
 
 Each connection stays with one worker and has sessions of its own, which it makes, touches, changes and deletes; besides
 all connections change and read the same few sessions, each a member of its own in them. Values only grow, so whoever
-reads knows what the least is that must be there. What was not answered, or with 503, may have happened or not."""
+reads knows what the least is that must be there. What was not answered, or with 502 to 504, may have happened or not."""
 
 import collections
+import http.client
 import json
 import subprocess
 import sys
@@ -102,6 +104,22 @@ def lacks(document, members, touched_ms):
     return faults + ([f"touched {touched_ms - active:.0f} ms before the last time"] if active < touched_ms else [])
 
 
+class Web:
+    """What fcgi.Client is, over HTTP."""
+
+    def __init__(self, address, timeout_s):
+        self.sock = http.client.HTTPConnection(address.removeprefix("http://"), timeout=timeout_s)
+
+    def request(self, method, path, body, keep_conn):
+        headers = {"Content-Type": "application/json"} if body else {}
+        self.sock.request(method, path, body or None, headers)
+        response = self.sock.getresponse()
+        response.body = response.read()
+        if not keep_conn:
+            self.sock.close()
+        return response
+
+
 class Session:
     def __init__(self, session_id, born):
         self.id, self.born, self.life, self.touched_ms = session_id, born, "live", 0
@@ -138,16 +156,17 @@ class Connection:
         status, refuge, answer = 0, False, {}
         try:
             if not self.client:
-                self.client = fcgi.Client(self.work.address, self.work.patience_s)
+                self.client = self.work.client()
             reply = self.client.request(method, path, data, keep_conn=True)
             status, refuge, answer = reply.status, REFUGE in reply.headers, json.loads(reply.body)
-        except (OSError, EOFError):
+        except (OSError, EOFError, http.client.HTTPException):
             self.disconnect()
             self.work.stopping.wait(0.01)  # not to fill the machine with attempts
         self.answers.append((time.monotonic(), self.number, self.kind, status, refuge))
         if writes and 200 <= status < 300:
             self.acknowledged += 1
-        if status == 503 and "Retry-After" not in reply.headers or status not in (0, 200, 201, 401, 503):
+        refusals = self.work.refusals
+        if status in refusals and "Retry-After" not in reply.headers or status not in (0, 200, 201, 401, *refusals):
             self.note("", f"{method} {path}: {status} {answer}")
         return status, answer
 
@@ -236,8 +255,13 @@ class Work:
     def __init__(self, address, connections, shared, name, patience_s):
         self.address = tuple(address) if isinstance(address, list) else address
         self.name, self.patience_s, self.stopping, self.begun = name, patience_s, threading.Event(), set()
+        self.web = str(self.address).startswith("http://")
+        self.refusals = (502, 503, 504) if self.web else (503,)  # a balancer has sent the request, and heard nothing
         self.connections = [Connection(self, i) for i in range(connections)]
         self.shared = [Session(i, 0) for i in shared] or self.make_shared()
+
+    def client(self):
+        return (Web if self.web else fcgi.Client)(self.address, self.patience_s)
 
     def make_shared(self):
         first = self.connections[0]

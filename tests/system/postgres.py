@@ -71,18 +71,23 @@ class Postgres(Server):
     """`url` is what DATABASE_URL takes. Its data outlives stop() and start(); it is ended as in a crash by
     stop(signal.SIGQUIT)."""
 
-    def __init__(self, folder, name="postgres", **settings):
-        self.port = free_port()
+    def __init__(self, folder, name="postgres", port=None, host=Server.host, **settings):
+        self.port, self.host = port or free_port(), host
         self.home = tempfile.mkdtemp(prefix="hp-pg-")  # the test's folder is the test's own user's alone
         if unprivileged():
             os.chown(self.home, pwd.getpwnam(unprivileged()).pw_uid, -1)
-        settings = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": self.home,
+        settings = {"port": self.port, "listen_addresses": host, "unix_socket_directories": self.home,
                     "fsync": "off", "log_lock_waits": "on", **settings}
         super().__init__(folder, name, [programs() / "postgres", "-D", f"{self.home}/data"] + [
             word for key, value in settings.items() for word in ("-c", f"{key}={value}")])
-        self.url = f"postgresql://test@127.0.0.1:{self.port}/postgres"
+        self.url = f"postgresql://test@{host}:{self.port}/postgres"
         self.cwd = self.home
         subprocess.run(["cp", "-r", empty_cluster(), f"{self.home}/data"], check=True, user=unprivileged())
+
+    def trust(self, network):
+        """Lets clients from there in, before it starts."""
+        with open(f"{self.home}/data/pg_hba.conf", "a", encoding="utf-8") as hba:
+            hba.write(f"host all all {network} trust\n")
 
     def launch(self):
         with self.log_path.open("ab") as log:

@@ -76,6 +76,7 @@ class Server:
 
     started = []  # of the running test, for conftest to show their logs when it fails
     cwd, stdin = None, subprocess.DEVNULL
+    host = "127.0.0.1"  # where those servers that listen on TCP do
 
     def __init__(self, folder, name, command, env=None):
         self.folder, self.name, self.command = pathlib.Path(folder), name, [str(word) for word in command]
@@ -145,8 +146,8 @@ class Server:
 class RedisConnection:
     """A connection to a Redis, kept until the end of a `with`."""
 
-    def __init__(self, port, password=None):
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+    def __init__(self, port, password=None, host="127.0.0.1"):
+        self.socket = socket.create_connection((host, port), timeout=PATIENCE_S)
         self.file = self.socket.makefile("rwb")
         if password:
             self.call("AUTH", password)
@@ -199,16 +200,16 @@ class RedisConnection:
 class Redis(Server):
     """redis-server; `url` is what REDIS_URL takes. `options` are lines of its configuration without the dashes."""
 
-    def __init__(self, folder, name="redis", port=None, **options):
-        self.port = port or free_port()
+    def __init__(self, folder, name="redis", port=None, host=Server.host, **options):
+        self.port, self.host = port or free_port(), host
         self.socket = pathlib.Path(folder) / f"{name}.sock"
-        settings = {"port": self.port, "bind": "127.0.0.1", "unixsocket": self.socket, "dir": folder, "save": "",
+        settings = {"port": self.port, "bind": host, "unixsocket": self.socket, "dir": folder, "save": "",
                     "appendonly": "no", "dbfilename": f"{name}.rdb", **options}
         super().__init__(folder, name, ["redis-server"] + [
             word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", value)])
         self.password = options.get("requirepass")
         login = f":{self.password}@" if self.password else ""
-        self.url = f"redis://{login}127.0.0.1:{self.port}/0"
+        self.url = f"redis://{login}{host}:{self.port}/0"
         self.unix_url = f"redis+unix://{login}{self.socket}"
 
     def is_ready(self):
@@ -223,7 +224,7 @@ class Redis(Server):
             return r.call(*words)
 
     def connection(self):
-        return RedisConnection(self.port, self.password)
+        return RedisConnection(self.port, self.password, self.host)
 
     def listen(self, *channels):
         r = self.connection()
@@ -236,11 +237,11 @@ class Redis(Server):
 class Sentinel(Redis):
     """redis-server --sentinel that watches `primary`, a Redis with a password, under the name "main"."""
 
-    def __init__(self, folder, name, primary, password, quorum=2, **options):
-        self.port, self.password = free_port(), password
-        settings = {"port": self.port, "bind": "127.0.0.1", "dir": folder, "requirepass": password,
+    def __init__(self, folder, name, primary, password, quorum=2, port=None, host=Server.host, **options):
+        self.port, self.host, self.password = port or free_port(), host, password
+        settings = {"port": self.port, "bind": host, "dir": folder, "requirepass": password,
                     "sentinel sentinel-pass": password,
-                    "sentinel monitor main": f"127.0.0.1 {primary.port} {quorum}",
+                    "sentinel monitor main": f"{primary.host} {primary.port} {quorum}",
                     "sentinel auth-pass main": primary.password,
                     "sentinel down-after-milliseconds main": 500, "sentinel failover-timeout main": 2000, **options}
         path = pathlib.Path(folder) / f"{name}.conf"  # which it rewrites
@@ -319,18 +320,18 @@ class Front(Server):
     what LISTEN would be: the address of the pool behind it. `tree` is a changed copy of the configuration:
     edited_tree()."""
 
-    def __init__(self, folder, kind, pool, tree=REPO, **options):
-        self.port, self.kind = free_port(), kind
+    def __init__(self, folder, kind, pool, tree=REPO, port=None, host=Server.host, **options):
+        self.port, self.host, self.kind = port or free_port(), host, kind
         self.run_dir = pathlib.Path(folder) / f"{kind} run"  # the blank is on purpose
         super().__init__(folder, kind, [tree / "conf/run.sh", "front"],
-                         {"FRONT": kind, "PORT": self.port, "RUN_DIR": self.run_dir, "STATE_DIR": self.run_dir,
+                         {"FRONT": kind, "PORT": self.port, "BIND": host, "RUN_DIR": self.run_dir, "STATE_DIR": self.run_dir,
                           "LISTEN": pool, **options})
 
     def is_ready(self):
-        return accepts(("127.0.0.1", self.port))
+        return accepts((self.host, self.port))
 
     def ask(self, method, path, body=None, headers=None):
-        return ask(self.port, method, path, body, headers)
+        return ask(self.port, method, path, body, headers, self.host)
 
     def access_log(self):
         return (self.run_dir / "hyperpage.log").read_text()
@@ -372,13 +373,13 @@ class Reply:
         return json.loads(self.body)
 
 
-def ask(port, method, path, body=None, headers=None):
+def ask(port, method, path, body=None, headers=None, host=Server.host):
     """One HTTP request on a connection of its own; a dict or list as body is sent as JSON."""
     headers = dict(headers or {})
     if isinstance(body, (dict, list)):
         body = json.dumps(body)
         headers.setdefault("Content-Type", "application/json")
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)) as connection:
+    with contextlib.closing(http.client.HTTPConnection(host, port, timeout=PATIENCE_S)) as connection:
         connection.request(method, path, body, headers)
         return Reply(connection.getresponse())
 
