@@ -69,9 +69,9 @@ def empty_cluster():
 
 class Postgres(Server):
     """`url` is what DATABASE_URL takes. Its data outlives stop() and start(); it is ended as in a crash by
-    stop(signal.SIGQUIT)."""
+    stop(signal.SIGQUIT). `access`: lines of pg_hba.conf for others than this machine, who are let in as they come."""
 
-    def __init__(self, folder, name="postgres", port=None, host=Server.host, **settings):
+    def __init__(self, folder, name="postgres", port=None, host=Server.host, access=(), **settings):
         self.port, self.host = port or free_port(), host
         self.home = tempfile.mkdtemp(prefix="hp-pg-")  # the test's folder is the test's own user's alone
         if unprivileged():
@@ -83,11 +83,10 @@ class Postgres(Server):
         self.url = f"postgresql://test@{host}:{self.port}/postgres"
         self.cwd = self.home
         subprocess.run(["cp", "-r", empty_cluster(), f"{self.home}/data"], check=True, user=unprivileged())
-
-    def trust(self, network):
-        """Lets clients from there in, before it starts."""
-        with open(f"{self.home}/data/pg_hba.conf", "a", encoding="utf-8") as hba:
-            hba.write(f"host all all {network} trust\n")
+        with open(f"{self.home}/data/pg_hba.conf", "r+", encoding="utf-8") as hba:
+            rest = hba.read()
+            hba.seek(0)
+            hba.write("".join(f"{line}\n" for line in access) + rest)  # the first line that fits counts
 
     def launch(self):
         with self.log_path.open("ab") as log:
