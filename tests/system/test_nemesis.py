@@ -6,4 +6,4 @@ import nemesis
 
 
 def test_never_two_leaders_at_once_whatever_goes_wrong(folder):
-    assert nemesis.run(folder, float(os.environ.get("NEMESIS_SECONDS", "15")), seed=int(os.environ.get("NEMESIS_SEED", "1"))) == []
+    assert nemesis.run(folder, float(os.environ.get("NEMESIS_SECONDS", "10")), seed=int(os.environ.get("NEMESIS_SEED", "1"))) == []
