@@ -176,6 +176,12 @@ bool breaker_outage(const struct breaker *b, struct breaker_outage *o)
     return true;
 }
 
+int64_t breaker_since_ms(const struct breaker *b)
+{
+    uint64_t outage = b != NULL ? atomic_load(&b->state->outage) : 0;
+    return outage & OPEN ? (int64_t)(outage & SINCE_MASK) : 0;
+}
+
 /* --- dirty sessions --- */
 
 int64_t breaker_dirty(const struct breaker *b)

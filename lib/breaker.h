@@ -45,6 +45,8 @@ struct breaker_outage {
 /* The present outage; false while there is none. */
 bool breaker_outage(const struct breaker *b, struct breaker_outage *o);
 
+int64_t breaker_since_ms(const struct breaker *b); /* of the present outage; 0: there is none, or `b` is NULL */
+
 /* --- sessions of this node that await their replay to Redis ("dirty") ---
  *
  * An upper bound of their number, so that 0 is a proof that none waits and the embedded store need not be asked. It

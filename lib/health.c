@@ -9,6 +9,11 @@ enum check_state health_dependency(struct shared *sh, enum dependency d, bool aw
     return d == DEPENDENCY_REDIS && state == CHECK_UP && away ? CHECK_DOWN : state;
 }
 
+int64_t health_since_ms(struct shared *sh, enum dependency d, int64_t lost_ms)
+{
+    return d == DEPENDENCY_REDIS && lost_ms != 0 ? lost_ms : atomic_load(&shared_check(sh, d)->since_ms);
+}
+
 enum health health_of(enum check_state redis, enum check_state embedded, bool refuge)
 {
     bool sheltered = redis == CHECK_DOWN && refuge && embedded == CHECK_UP;

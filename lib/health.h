@@ -9,6 +9,9 @@
  * be lost, which who met the outage knows before the next look. */
 enum check_state health_dependency(struct shared *sh, enum dependency d, bool away, int64_t now_ms);
 
+/* Since when (monotonic) it is so. `lost_ms`: since when Redis is known to be lost; 0: it is not. */
+int64_t health_since_ms(struct shared *sh, enum dependency d, int64_t lost_ms);
+
 enum health { HEALTH_UNHEALTHY, HEALTH_DEGRADED, HEALTH_HEALTHY }; /* degraded: it takes writes, but not all is well */
 extern const char *const health_names[];                           /* by enum health */
 extern const char *const health_check_names[];                     /* by enum check_state */

@@ -50,7 +50,7 @@ static void tell_dependency(struct report *r, const struct node *n, const char *
     if (state == CHECK_UP || state == CHECK_DOWN) {
         report_ms(r, "latencyMs", atomic_load(&k->latency_us));
         report_number(r, "ageMs", now_ms - atomic_load(&k->checked_ms));
-        report_number(r, "sinceMs", now_ms - atomic_load(&k->since_ms));
+        report_number(r, "sinceMs", now_ms - health_since_ms(n->shared, d, breaker_since_ms(n->breaker)));
     }
     report_close(r);
 }

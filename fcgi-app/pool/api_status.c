@@ -80,13 +80,13 @@ void status_ready(struct exchange *x)
 void api_tell_dependency(struct buf *body, const struct api *api, const char *name, enum dependency d)
 {
     const struct check *c = shared_check(api->shared, d);
-    int64_t now_ms = clock_mono_ms();
-    enum check_state state = api_dependency(api, d, now_ms);
+    int64_t now_ms = clock_mono_ms(), lost_ms = breaker_since_ms(api->breaker);
+    enum check_state state = health_dependency(api->shared, d, lost_ms != 0, now_ms);
     buf_printf(body, ",\"%s\":{\"status\":\"%s\"", name, health_check_names[state]);
     if (state == CHECK_UP || state == CHECK_DOWN)
         buf_printf(body, ",\"latencyMs\":%.3f,\"ageMs\":%" PRId64 ",\"sinceMs\":%" PRId64,
                    (double)atomic_load(&c->latency_us) / 1000.0, now_ms - atomic_load(&c->checked_ms),
-                   now_ms - atomic_load(&c->since_ms));
+                   now_ms - health_since_ms(api->shared, d, lost_ms));
     buf_puts(body, "}");
 }
 

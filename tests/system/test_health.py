@@ -88,6 +88,24 @@ def test_redis_hangs(folder, servers, refuge):
     assert health(pool)[1]["redis"]["status"] == "up"
 
 
+def test_an_outage_is_as_old_as_it_is_also_before_the_keeper_has_looked(folder, servers):
+    redis = servers.enter_context(Redis(folder))
+    pool = servers.enter_context(Pool(folder, REDIS_URL=redis.url))
+    wait_until(lambda: health(pool)[1]["redis"].get("sinceMs", 0) > 1000, "it has been up for a while")
+    os.kill(keeper(pool), signal.SIGSTOP)
+    try:
+        redis.pause()
+        began = time.monotonic()
+        assert pool.ask("GET", "/api/sessions").status == 200  # by the refuge: this worker has met the outage
+        member = health(pool)[1]["redis"]
+        assert member["status"] == "down" and 0 <= member["sinceMs"] <= (time.monotonic() - began) * 1000 + 1
+    finally:
+        os.kill(keeper(pool), signal.SIGCONT)
+    wait_until(lambda: health(pool)[1]["redis"]["ageMs"] < 1000, "the keeper has looked")
+    since = health(pool)[1]["redis"]["sinceMs"]
+    assert member["sinceMs"] <= since <= (time.monotonic() - began) * 1000 + 1, "it goes on from there"
+
+
 def test_changes_are_logged_once(folder, servers):
     redis = servers.enter_context(Redis(folder))
     pool = servers.enter_context(Pool(folder, REDIS_URL=redis.url))
