@@ -14,7 +14,7 @@ POOL    := record routes api api_ids api_change api_sessions api_extend api_rota
            backlog checks api_metrics_coordination api_metrics api_status api_overview connection handover worker keeper \
            children listener notify master hyperpage-fcgi
 CTL     := report daemon node ctl_pool ctl_top ctl_cluster ctl_jobs ctl_sessions ctl_store ctl_config hyperpagectl
-COORDINATOR := leadership pods coherence schema fence rate_limits registry survey cleanup warmup jobs operations inbox \
+COORDINATOR := leadership pods coherence schema fence rate_limits registry survey census cleanup warmup jobs operations inbox \
                duties coordinator hyperpage-coordinator
 
 BUILD   ?= build

@@ -8,7 +8,7 @@
 #include <stdatomic.h>
 #include <sys/mman.h>
 
-#define FILE_NAME   "coordination-2" /* the layout's version; another layout is another file */
+#define FILE_NAME   "coordination-3" /* the layout's version; another layout is another file */
 #define MAGIC       0x74616e6964726f63ull
 #define LAG_TERM_MS 10000
 

@@ -1,5 +1,5 @@
 /* coordination.h: what the coordinator knows of the cluster, for all processes of the node: the file
- * RUN_DIR/coordination-2, mapped by all. One writer, the coordinator; readers never wait, whatever becomes of it. */
+ * RUN_DIR/coordination-3, mapped by all. One writer, the coordinator; readers never wait, whatever becomes of it. */
 #ifndef HYPERPAGE_COORDINATION_H
 #define HYPERPAGE_COORDINATION_H
 
@@ -91,12 +91,20 @@ extern const char *const coordination_job_statuses[COORDINATION_JOB_STATUSES]; /
 
 struct coordination_survey {
     int64_t cleaned_ms; /* wall: when the cluster's last cleanup ended; 0: not known */
-    int64_t sessions;   /* that it counted in Redis; -1: it did not */
+    int64_t sessions_ms; /* wall: when it was known last how many sessions Redis holds; 0: never, or no more */
+    int64_t sessions;    /* of all nodes */
     int64_t jobs_ms;    /* wall: when this node, as the leader, counted jobs last; 0: never */
     int64_t jobs[COORDINATION_JOB_STATUSES]; /* by status */
 };
 void coordination_read_survey(const struct coordination *c, struct coordination_survey *out);
 void coordination_write_survey(struct coordination *c, const struct coordination_survey *in);
+
+/* Is what was counted at `counted_ms` (wall) still to be told? Whoever counted may have died, or lead no more. */
+#define COORDINATION_COUNTED_MS 60000
+static inline bool coordination_is_fresh(int64_t counted_ms, int64_t now_ms)
+{
+    return counted_ms > 0 && now_ms - counted_ms <= COORDINATION_COUNTED_MS;
+}
 
 /* --- single numbers --- */
 

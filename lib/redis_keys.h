@@ -14,6 +14,7 @@
 #define REDIS_USER_PREFIX    "hyperpage:user:"    /* a user's id and... */
 #define REDIS_USER_SUFFIX    ":sessions"          /* ...this: a sorted set of session ids by expiry (ms) */
 #define REDIS_EVENTS_KEY     "hyperpage:session-events"
+#define REDIS_CENSUS_KEY     "hyperpage:sessions:active" /* a hash: how many `sessions` there are up to event `place` */
 
 /* What a gone-mark says: this, or "ID HASH LIFE" of a rotated session (see redis_rotation). */
 #define REDIS_GONE_PLAIN "-"

@@ -82,10 +82,13 @@ static void hear_of_replay(void *ctx, const struct replay_change *change)
     struct store *st = ctx;
     struct session_facts was = { 0 }, is = { 0 };
     char user[STORE_USER_BYTES] = "", was_user[STORE_USER_BYTES] = "";
-    if (!change->deleted && change->doc.len == 0) return;
+    const bool born = change->base.len == 0; /* in the outage: Redis never had it, and nobody has heard of it */
+    if (change->deleted ? born : change->doc.len == 0) return;
     if (session_facts(change->base, &was)) session_user(was.user_id, was_user, sizeof was_user);
     if (session_facts(change->doc, &is)) session_user(is.user_id, user, sizeof user);
-    tell(&st->home, &(struct store_event){ .kind = change->deleted ? STORE_DELETED : STORE_UPDATED,
+    tell(&st->home, &(struct store_event){ .kind = change->deleted ? STORE_DELETED
+                                                   : born          ? STORE_CREATED
+                                                                   : STORE_UPDATED,
                                            .id = change->id,
                                            .user = user,
                                            .was_user = was_user,

@@ -1,5 +1,6 @@
 #include "cleanup.h"
 
+#include "census.h"
 #include "clock.h"
 #include "fault.h"
 #include "fence.h"
@@ -82,18 +83,23 @@ static bool clean_table(struct job *job, const struct table *t, struct err *e)
 
 /* --- in Redis --- */
 
-/* Every session once, and every entry of the users' indexes, a page at a time. `rb`, unless NULL, sees the sessions. */
+/* Every session once, and every entry of the users' indexes, a page at a time. `rb`, unless NULL, sees the sessions. They
+ * are counted when the first pass has ended. */
 static bool clean_redis(struct duty *d, int64_t deadline_ms, struct registry_rebuild *rb, struct store_heal *heal,
                         struct err *e)
 {
     struct coordinator *co = duty_coordinator(d);
+    struct census census;
     *heal = (struct store_heal){ .life_ms = co->config->session_default_ttl_seconds * 1000 };
     if (rb != NULL) heal->each = registry_rebuild_see, heal->ctx = rb;
+    if (!census_begin(&census, co, e)) return false;
     while (!heal->done) {
+        bool counting = heal->phase == 0;
         if (!duty_goes_on(d) || clock_mono_ms() >= deadline_ms) return stopped(e);
         fault_point("cleanup-redis");
         if (!user_index_heal(co->redis, heal, clock_mono_ms() + PAGE_MS, e)) return false;
         if (rb != NULL && !registry_rebuild_write(rb, e)) return false;
+        if (counting && heal->phase > 0 && !census_end(&census, co, heal->sessions, e)) return false;
     }
     metrics_add(METRIC_cleanup_index_entries_total, (uint64_t)heal->removed);
     metrics_add(METRIC_cleanup_sessions_ended_total, (uint64_t)heal->given_life);
@@ -102,12 +108,10 @@ static bool clean_redis(struct duty *d, int64_t deadline_ms, struct registry_reb
     return true;
 }
 
-/* *sessions: how many there are in Redis; -1 without one. */
-static bool clean_redis_and_registry(struct job *job, int64_t *sessions, struct err *e)
+static bool clean_redis_and_registry(struct job *job, struct err *e)
 {
     struct coordinator *co = job_coordinator(job);
     struct store_heal heal;
-    *sessions = -1;
     if (co->redis == NULL) return true;
     struct registry_rebuild *rb = registry_rebuild_open(co, e);
     bool ok =
@@ -117,24 +121,23 @@ static bool clean_redis_and_registry(struct job *job, int64_t *sessions, struct 
         buf_printf(&job->report,
                    ",\"sessions\":%" PRId64 ",\"sessionsWithoutEnd\":%" PRId64 ",\"deadEntries\":%" PRId64,
                    heal.sessions, heal.given_life, heal.removed);
-    if (ok) *sessions = heal.sessions;
     return ok;
 }
 
-static void note_success(struct coordinator *co, int64_t began_us, int64_t sessions)
+static void note_success(struct coordinator *co, int64_t began_us)
 {
     metrics_add(METRIC_cleanup_runs_total, 1);
     metrics_add(METRIC_cleanup_us, (uint64_t)(clock_mono_us() - began_us));
-    survey_cleaned(co, sessions);
+    survey_cleaned(co);
 }
 
 bool cleanup_run(struct job *job, struct err *e)
 {
-    int64_t began_us = clock_mono_us(), sessions;
+    int64_t began_us = clock_mono_us();
     for (size_t i = 0; i < TABLES; i++)
         if (!clean_table(job, &tables[i], e)) return false;
-    if (!clean_redis_and_registry(job, &sessions, e)) return false;
-    note_success(job_coordinator(job), began_us, sessions);
+    if (!clean_redis_and_registry(job, e)) return false;
+    note_success(job_coordinator(job), began_us);
     return true;
 }
 
@@ -177,7 +180,7 @@ void cleanup_redis_run(struct duty *d)
         bool ok = owed || hour_is_over(co, &owed, &e);
         if (ok && owed && (ok = clean_redis(d, CLOCK_NEVER, NULL, &heal, &e))) {
             owed = false;
-            note_success(co, began_us, heal.sessions);
+            note_success(co, began_us);
         }
         if (!ok && duty_goes_on(d)) log_warn("cleanup of redis failed: error=\"%s\"", e.text);
         duty_wait(d, clock_mono_ms() + LOOK_MS);

@@ -1,5 +1,6 @@
 #include "duties.h"
 
+#include "census.h"
 #include "cleanup.h"
 #include "clock.h"
 #include "coherence.h"
@@ -76,6 +77,7 @@ static const struct duty_kind kinds[] = {
     { "rate_limits_load", EVERY_NODE, rate_limits_load_run },
     { "rate_limits", LEADER_ONLY, rate_limits_store_run },
     { "survey", EVERY_NODE, survey_run },
+    { "census", EVERY_NODE, census_run },
 #ifdef HYPERPAGE_FAULTS
     { "acts", LEADER_ONLY, write_acts },
 #endif

@@ -8,6 +8,7 @@
 #include "metrics.h"
 #include "redis_keys.h"
 #include "session.h"
+#include "session_events.h"
 #include "store_backend.h"
 
 #include <inttypes.h>
@@ -186,18 +187,6 @@ static redisReply *ask(struct follower *f, size_t argc, const struct bytes *argv
                       writes ? &repeated : NULL, e);
 }
 
-/* The text of member `name` in a reply that is a list of names and values, or no bytes. */
-static struct bytes member(const redisReply *list, const char *name)
-{
-    for (size_t i = 0; list->type == REDIS_REPLY_ARRAY && i + 1 < list->elements; i += 2) {
-        const redisReply *n = list->element[i], *v = list->element[i + 1];
-        if (n->type == REDIS_REPLY_STRING && v->type == REDIS_REPLY_STRING &&
-            bytes_is((struct bytes){ n->str, (size_t)n->len }, name))
-            return (struct bytes){ v->str, (size_t)v->len };
-    }
-    return (struct bytes){ NULL, 0 };
-}
-
 static bool read_id(struct bytes text, uint64_t id[2])
 {
     char copy[48], *end;
@@ -259,8 +248,8 @@ static bool find_group(struct follower *f, char last[48], struct err *e)
     if (!there) return true; /* XINFO would be an error */
     if ((reply = ask(f, 3, groups, false, e)) == NULL) return false;
     for (size_t i = 0; reply->type == REDIS_REPLY_ARRAY && i < reply->elements; i++)
-        if (bytes_is(member(reply->element[i], "name"), GROUP)) {
-            struct bytes id = member(reply->element[i], "last-delivered-id");
+        if (bytes_is(session_events_member(reply->element[i], "name"), GROUP)) {
+            struct bytes id = session_events_member(reply->element[i], "last-delivered-id");
             snprintf(last, 48, "%.*s", (int)id.len, id.at);
         }
     freeReplyObject(reply);
@@ -325,11 +314,12 @@ static bool take_event(struct follower *f, const redisReply *entry, struct chang
 {
     char id[IDS_TEXT_BYTES];
     const redisReply *members = entry->element[1];
-    struct bytes was = member(members, "wasSessionId");
-    bool has_user = member(members, "userId").len > 0 && !bytes_is(member(members, "type"), "deleted");
+    struct bytes was = session_events_member(members, "wasSessionId");
+    bool has_user = session_events_member(members, "userId").len > 0 &&
+                    !bytes_is(session_events_member(members, "type"), "deleted");
     if (members->type == REDIS_REPLY_NIL) c->lost = true; /* trimmed after it was handed out */
     if (was.len > 0 && ids_read(was, id) && !was_seen(f, id)) add_dead(c, id);
-    if (!ids_read(member(members, "sessionId"), id) || was_seen(f, id)) return true;
+    if (!ids_read(session_events_member(members, "sessionId"), id) || was_seen(f, id)) return true;
     if (has_user) return look_at(f->co, id, &f->doc, c, clock_mono_ms() + STEP_MS, e);
     add_dead(c, id);
     return true;

@@ -12,7 +12,7 @@
 #define LOOK_MS     2000 /* at the database; what is seen counts for CHECK_MOST_AGE_MS */
 #define COUNT_MS    10000
 #define STEP_MS     3000
-#define CLEANED_KEY "hyperpage:cleanup:last" /* {"at": when the last one ended, "sessions": how many it counted} */
+#define CLEANED_KEY "hyperpage:cleanup:last" /* {"at": when the last one ended} */
 
 /* --- does PostgreSQL answer? --- */
 
@@ -27,26 +27,25 @@ static void look_at_database(struct coordinator *co)
     if (!co->leaving) shared_check_note(co->shared, DEPENDENCY_POSTGRES, is, began_us);
 }
 
-/* --- what the cluster's last cleanup has found --- */
+/* --- when the cluster's last cleanup ended --- */
 
-static void show_cleaned(struct coordinator *co, int64_t cleaned_ms, int64_t sessions)
+static void show_cleaned(struct coordinator *co, int64_t cleaned_ms)
 {
     struct coordination_survey s;
     coordination_read_survey(co->coordination, &s);
     if (cleaned_ms <= s.cleaned_ms) return;
     s.cleaned_ms = cleaned_ms;
-    s.sessions = sessions;
     coordination_write_survey(co->coordination, &s);
 }
 
-void survey_cleaned(struct coordinator *co, int64_t sessions)
+void survey_cleaned(struct coordinator *co)
 {
-    struct buf value = BUF_INIT(256);
+    struct buf value = BUF_INIT(64);
     struct err e;
     int64_t now_ms = clock_wall_ms();
-    show_cleaned(co, now_ms, sessions);
+    show_cleaned(co, now_ms);
     if (co->redis == NULL) return;
-    buf_printf(&value, "{\"at\":%" PRId64 ",\"sessions\":%" PRId64 "}", now_ms, sessions);
+    buf_printf(&value, "{\"at\":%" PRId64 "}", now_ms);
     struct bytes set[] = { BYTES_LITERAL("SET"), BYTES_LITERAL(CLEANED_KEY), buf_bytes(&value) };
     redisReply *reply = redis_call(co->redis, set[1], 3, set, clock_mono_ms() + STEP_MS, NULL, &e);
     if (reply == NULL)
@@ -61,13 +60,11 @@ static void read_cleaned(struct coordinator *co)
     struct err e;
     struct bytes get[] = { BYTES_LITERAL("GET"), BYTES_LITERAL(CLEANED_KEY) };
     redisReply *reply = redis_call(co->redis, get[1], 2, get, clock_mono_ms() + STEP_MS, NULL, &e);
-    int64_t at_ms, sessions;
+    int64_t at_ms;
     size_t wrong;
     if (reply == NULL) return;
     struct bytes value = { reply->str, reply->type == REDIS_REPLY_STRING ? (size_t)reply->len : 0 };
-    if (span_check_object(value, 2, &wrong) == SPAN_OK && message_number(value, "at", &at_ms) &&
-        message_number(value, "sessions", &sessions))
-        show_cleaned(co, at_ms, sessions);
+    if (span_check_object(value, 2, &wrong) == SPAN_OK && message_number(value, "at", &at_ms)) show_cleaned(co, at_ms);
     freeReplyObject(reply);
 }
 

@@ -1,5 +1,5 @@
 /* survey.h: what is only known to who looks: does PostgreSQL answer, how many jobs there are, when the last cleanup
- * ended and how many sessions it counted. Shown to the other processes of the node; nothing is decided by it. */
+ * ended. Shown to the other processes of the node; nothing is decided by it. */
 #ifndef HYPERPAGE_SURVEY_H
 #define HYPERPAGE_SURVEY_H
 
@@ -8,7 +8,7 @@
 /* Every node's duty; jobs are counted by the leader alone. */
 void survey_run(struct duty *d);
 
-/* A cleanup has ended well, of sessions in Redis (-1: there is none): every node hears of it through Redis. */
-void survey_cleaned(struct coordinator *co, int64_t sessions);
+/* A cleanup has ended well: every node hears of it through Redis. */
+void survey_cleaned(struct coordinator *co);
 
 #endif

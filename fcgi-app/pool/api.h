@@ -147,6 +147,9 @@ enum check_state api_dependency(const struct api *api, enum dependency d, int64_
 enum check_state api_coordinator(const struct api *api, int64_t now_ms); /* CHECK_UNKNOWN: there never was one */
 enum health api_health(const struct api *api, int64_t now_ms);
 
+/* Live sessions: of the embedded store, or in Redis those of all nodes; -1: nobody can tell. */
+int64_t api_sessions_active(const struct api *api);
+
 /* ,"NAME":{...}: one more member of a document. */
 void api_tell_dependency(struct buf *body, const struct api *api, const char *name, enum dependency d);
 

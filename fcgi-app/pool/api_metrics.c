@@ -123,16 +123,14 @@ static void tell_dependencies(struct exposition *ex, const struct exchange *x)
     }
 }
 
-/* Nobody knows how many sessions Redis holds but who has read all its keys: the hourly cleanup. */
 static void tell_sessions(struct exposition *ex, const struct api *api)
 {
-    struct coordination_survey s;
-    coordination_read_survey(api->coordination, &s);
-    bool redis = store_uses(api->store, STORE_REDIS);
-    if (redis && (s.cleaned_ms == 0 || s.sessions < 0)) return;
+    int64_t active = api_sessions_active(api);
+    if (active < 0) return;
     exposition_gauge(ex, "hyperpage_sessions_active",
-                     "Live sessions: of the embedded store counted every 10 s, in Redis by the last cleanup.",
-                     (double)(redis ? s.sessions : atomic_load(shared_sessions(api->shared))));
+                     "Live sessions: in the embedded store, or in Redis those of all nodes: as counted every hour, and as "
+                     "events have told since.",
+                     (double)active);
 }
 
 static void tell_use_of_role(struct exposition *ex, const char *name, const char *help, const struct process_use *use,

@@ -7,8 +7,6 @@
 #include "mem.h"
 #include "platforms.h"
 
-#define JOBS_MOST_AGE_MS 60000 /* a count of jobs is told for so long */
-
 static double seconds(int64_t ms)
 {
     return (double)ms / 1000.0;
@@ -43,7 +41,7 @@ static void tell_loop(struct exposition *ex, const struct coordination *c)
 static void tell_jobs(struct exposition *ex, const struct coordination_survey *s)
 {
     char labels[64];
-    if (clock_wall_ms() - s->jobs_ms > JOBS_MOST_AGE_MS) return; /* another node leads, or nobody does */
+    if (!coordination_is_fresh(s->jobs_ms, clock_wall_ms())) return; /* another node leads, or nobody does */
     exposition_family(ex, "hyperpage_jobs", "gauge", "Jobs in PostgreSQL; the leader counts them every 10 s.");
     for (int status = 0; status < COORDINATION_JOB_STATUSES; status++) {
         snprintf(labels, sizeof labels, "status=\"%s\"", coordination_job_statuses[status]);

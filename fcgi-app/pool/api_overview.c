@@ -240,9 +240,7 @@ static void tell_workers(struct buf *body, const struct exchange *x)
 
 static void tell_sessions(struct buf *body, const struct exchange *x, const uint64_t *totals)
 {
-    struct coordination_survey s;
-    coordination_read_survey(x->api->coordination, &s);
-    int64_t active = store_uses(x->api->store, STORE_REDIS) ? s.sessions : atomic_load(shared_sessions(x->api->shared));
+    int64_t active = api_sessions_active(x->api);
     if (active < 0)
         buf_puts(body, "\"active\":null,");
     else
@@ -313,8 +311,9 @@ static void tell_cleanup(struct buf *body, const struct exchange *x, const uint6
         buf_puts(body, "\"last\":null");
     api_tell_dependency(body, x->api, "database", DEPENDENCY_POSTGRES);
     buf_puts(body, ",\"jobs\":");
-    if (s.jobs_ms == 0) buf_puts(body, "null");
-    for (size_t i = 0; s.jobs_ms > 0 && i < COORDINATION_JOB_STATUSES; i++)
+    bool counted = coordination_is_fresh(s.jobs_ms, clock_wall_ms());
+    if (!counted) buf_puts(body, "null");
+    for (size_t i = 0; counted && i < COORDINATION_JOB_STATUSES; i++)
         buf_printf(body, "%s\"%s\":%" PRId64 "%s", i > 0 ? "," : "{", coordination_job_statuses[i], s.jobs[i],
                    i + 1 < COORDINATION_JOB_STATUSES ? "" : "}");
 }

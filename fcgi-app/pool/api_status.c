@@ -33,6 +33,14 @@ enum health api_health(const struct api *api, int64_t now_ms)
     return health == HEALTH_HEALTHY && lacks ? HEALTH_DEGRADED : health;
 }
 
+int64_t api_sessions_active(const struct api *api)
+{
+    struct coordination_survey s;
+    if (!store_uses(api->store, STORE_REDIS)) return atomic_load(shared_sessions(api->shared));
+    coordination_read_survey(api->coordination, &s);
+    return coordination_is_fresh(s.sessions_ms, clock_wall_ms()) ? s.sessions : -1;
+}
+
 /* Leaves the document open for more members. */
 static void begin(struct exchange *x, enum health health)
 {

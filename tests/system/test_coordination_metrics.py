@@ -103,7 +103,8 @@ def test_every_node_knows_what_the_last_cleanup_saw(database, nodes):
     clean_again(database)
     leader = by_role(nodes)[0]
     for node in nodes:
-        wait_until(lambda n=node: n.get("sessions_active") == len(made), "it is told of the count", 15)
+        wait_until(lambda n=node: n.get("cleanup_last_success_timestamp_seconds"), "it is told of the cleanup", 15)
+        wait_until(lambda n=node: n.get("sessions_active") == len(made), "and of the count")
         began = database.value("SELECT extract(epoch FROM max(started_at))::float8 FROM jobs WHERE type = 'cleanup'")
         assert began - 1 <= node.get("cleanup_last_success_timestamp_seconds") <= began + 10
     assert leader.get("cleanup_rows_total") == 5
@@ -154,6 +155,117 @@ def test_a_coordinator_that_is_lost_degrades(nodes):
     wait_until(lambda: ready(node.pool) == (200, "healthy"), "its successor is seen", 10)
 
 
+# --- how many sessions there are ---
+
+TOKEN = "t" * 32
+CENSUS = "hyperpage:sessions:active"
+
+
+@pytest.fixture
+def pair(folder, servers, redis):
+    """Two nodes without a database, the leader first. The sessions in Redis, none, have been counted."""
+    pair = [Node(folder, servers, name, REDIS_URL=redis.url) for name in ("one", "two")]
+    wait_until(lambda: redis.call("EXISTS", CENSUS) == 1, "somebody leads and has counted", 10)
+    return by_role(pair)
+
+
+def create(node, n=1):
+    return [json.loads(node.pool.ask("GET", "/api/sessions").body)["sessionId"] for _ in range(n)]
+
+
+def both_tell(pair, n):
+    for node in pair:
+        wait_until(lambda node=node: node.get("sessions_active") == n, f"{node.name} tells of {n}", 5)
+
+
+def count_anew(redis, pair):
+    """The hour is over, and who leads next sees it at once."""
+    def runs():
+        return sum(node.get("cleanup_runs_total") for node in pair)
+    before = runs()
+    redis.call("DEL", "hyperpage:cleanup")
+    pair[0].coordinator.signal(signal.SIGHUP)
+    wait_until(lambda: runs() > before, "they are counted", 10)
+
+
+def test_the_number_of_sessions_follows_what_becomes_of_them(redis, pair):
+    one, two = pair
+    made = create(one, 20) + create(two, 20)
+    both_tell(pair, 40)
+    for session in made[5:25]:
+        two.pool.ask("DELETE", f"/api/sessions/{session}")
+    both_tell(pair, 20)
+    assert one.pool.ask("POST", f"/api/sessions/{made[0]}/rotate").status == 200
+    assert one.pool.ask("PATCH", f"/api/sessions/{made[1]}", {"uiState": {}}).status == 200
+    create(two)
+    both_tell(pair, 21)
+
+
+def test_another_leader_goes_on_where_the_one_before_was(redis, pair):
+    leader, other = pair
+    create(leader, 5)
+    both_tell(pair, 5)
+    leader.coordinator.process.kill()
+    create(leader, 3)  # its pool goes on; nobody may lead for a moment
+    wait_until(lambda: other.get("coordination_leader") == 1, "the other leads", 10)
+    create(other, 2)
+    both_tell([other], 10)
+    leader.coordinator.stop()
+    leader.coordinator.start()
+    both_tell(pair, 10)
+
+
+def test_what_says_nothing_is_seen_by_the_next_count(redis, pair):
+    """Sessions that expire, those of the original, lost events."""
+    leader = pair[0]
+    made = create(leader, 10)
+    both_tell(pair, 10)
+    redis.call("DEL", *(f"hyperpage:session:{session}" for session in made[:4]))
+    create(leader)
+    both_tell(pair, 11)
+    count_anew(redis, pair)
+    both_tell(pair, 7)
+    redis.call("XTRIM", "hyperpage:session-events", "MAXLEN", "0")
+    create(leader)
+    both_tell(pair, 8)
+    assert any("session events were lost" in node.coordinator.log() for node in pair)
+
+
+def test_sessions_of_an_outage_count_when_redis_has_them(redis, pair):
+    leader = pair[0]
+    kept, deleted = create(leader, 2)
+    both_tell(pair, 2)
+    for session in (kept, deleted):  # so that its refuge knows them
+        assert leader.pool.ask("GET", f"/api/sessions/{session}").status == 200
+    redis.pause()
+    try:
+        born = create(leader, 3)  # by the refuge
+        for session in (deleted, born[0]):
+            assert leader.pool.ask("DELETE", f"/api/sessions/{session}").status == 200
+        assert leader.pool.ask("PATCH", f"/api/sessions/{kept}", {"uiState": {}}).status == 200
+    finally:
+        redis.resume()
+    wait_until(lambda: leader.get("dirty_sessions") == 0, "all is brought back", 10)
+    both_tell(pair, 3)
+    assert len(redis.call("KEYS", "hyperpage:session:*")) == 3
+
+
+def test_any_number_of_events_adds_up(redis, pair):
+    """More than are read at once, and some that nobody understands."""
+    redis.call("EVAL", "for i = 1, 2500 do redis.call('XADD', KEYS[1], '*', 'type', i % 5 == 0 and 'deleted' or 'created') end "
+               "redis.call('XADD', KEYS[1], '*', 'kind', 'created') redis.call('XADD', KEYS[1], '*', 'type', 'eaten')",
+               1, "hyperpage:session-events")
+    both_tell(pair, 1500)
+
+
+def test_without_a_count_there_is_no_number(redis, pair):
+    redis.call("DEL", CENSUS)
+    for node in pair:
+        wait_until(lambda node=node: node.get("sessions_active") is None, "nobody can tell", 5)
+    count_anew(redis, pair)
+    both_tell(pair, 0)
+
+
 def test_without_a_database_it_is_unused(folder, servers, redis):
     node = Node(folder, servers, "alone", REDIS_URL=redis.url)
     wait_until(lambda: node.health()["database"] == {"status": "unused"}, "it says so")
@@ -177,8 +289,8 @@ def test_nonsense_where_the_last_cleanup_stands_is_passed_over(redis, nodes):
     node.coordinator.signal(signal.SIGHUP)
     wait_until(lambda: node.coordinator.log().count("coordinator started") == 2, "it starts anew")
     wait_until(lambda: node.get("coordination_subscribed") == 1, "it works")
-    redis.call("SET", "hyperpage:cleanup:last", '{"at":4000000000000,"sessions":321}')
-    wait_until(lambda: node.get("sessions_active") == 321, "what makes sense counts", 15)
+    redis.call("SET", "hyperpage:cleanup:last", '{"at":4000000000000}')
+    wait_until(lambda: node.get("cleanup_last_success_timestamp_seconds") == 4e9, "what makes sense counts", 15)
 
 
 def test_the_form_is_as_it_must_be(nodes):

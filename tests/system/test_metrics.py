@@ -70,6 +70,12 @@ def busy_pool(request, folder, servers):
     return pool
 
 
+def test_the_embedded_store_says_how_many_sessions_it_holds(pool):
+    made = [json.loads(pool.ask("GET", "/api/sessions").body)["sessionId"] for _ in range(5)]
+    pool.ask("DELETE", f"/api/sessions/{made[0]}")
+    wait_until(lambda: metric(pool, "sessions_active") == 4, "they are counted", 3)
+
+
 # --- form ---
 
 def test_promtool_has_nothing_to_say_but_about_two_names_of_the_original(busy_pool):

@@ -17,7 +17,7 @@ static int make_dir(void **state)
 {
     (void)state;
     if (mkdtemp(dir) == NULL) return 1;
-    snprintf(path, sizeof path, "%s/coordination-2", dir);
+    snprintf(path, sizeof path, "%s/coordination-3", dir);
     return 0;
 }
 
@@ -122,7 +122,7 @@ static void a_successor_begins_without_messages_that_wait(void **state)
 static void what_was_counted_outlives_who_counted(void **state)
 {
     (void)state;
-    struct coordination_survey out, in = { .cleaned_ms = 1, .sessions = 2, .jobs_ms = 3, .jobs = { 4, 5, 6, 7, 8, 9 } };
+    struct coordination_survey out, in = { .cleaned_ms = 1, .sessions_ms = 2, .sessions = 2, .jobs_ms = 3, .jobs = { 4, 5, 6, 7, 8, 9 } };
     struct coordination *c = open_it(), *reader = open_it();
     coordination_begin(c);
     coordination_write_survey(c, &in);
