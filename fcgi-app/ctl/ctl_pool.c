@@ -293,12 +293,13 @@ enum ctl_exit pool_reload(struct ctl *c)
     return code;
 }
 
+/* QUIT: TERM is also what a supervisor says before it starts the pool anew. */
 enum ctl_exit pool_drain(struct ctl *c)
 {
     struct node n;
     struct err e;
     enum ctl_exit code = node_open_pool(c, &n, false);
-    if (code == CTL_OK && !daemon_signal(&n.master, SIGTERM, &e)) code = ctl_failed(c, &e);
+    if (code == CTL_OK && !daemon_signal(&n.master, SIGQUIT, &e)) code = ctl_failed(c, &e);
     if (code == CTL_OK && c->flag[CTL_WAIT] != NULL && !daemon_wait(&n.master, c->deadline_ms))
         code = ctl_fail(CTL_TIMED_OUT, "not within the --timeout: the pool still drains");
     if (code == CTL_OK) tell_done(c, &n, c->flag[CTL_WAIT] != NULL ? "drained" : "drain asked for");

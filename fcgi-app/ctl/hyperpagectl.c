@@ -35,7 +35,8 @@ static const struct command {
     { "reload", "", 0, 0, MAY(WAIT), pool_reload,
       "The options are read again and the workers replaced one by one. --wait: until the new ones serve; 1: refused." },
     { "drain", "", 0, 0, MAY(WAIT), pool_drain,
-      "Requests in hand are finished, then the pool ends. --wait: until it has." },
+      "Requests in hand are finished, then the pool ends; systemd leaves it down until it is told otherwise. --wait: until "
+      "it has ended." },
     { "restart", "", 0, 0, MAY(WAIT) | MAY(ROLLING), pool_restart,
       "The binary is started anew on the same socket and takes over. --rolling: its workers are replaced one by one, "
       "the master stays (as reload). --wait: until the new ones serve; 1: they cannot, the old ones go on." },

@@ -39,6 +39,7 @@ struct master {
     struct slot *slot;
     int life_fd[2];          /* children read [0]; it ends when we do */
     enum stopping stopping;
+    bool stays_down;         /* whoever started us shall not start us again */
     bool said_ready, reloading, killed_any;
     int old_master_fd;       /* tells the master whom we replace that our workers serve; -1: there is none */
     pid_t new_master;        /* who is about to replace us... */
@@ -463,7 +464,8 @@ static void want_workers(int workers)
 static void on_signal(struct ev_loop *loop, ev_signal *w, int events)
 {
     (void)loop, (void)events;
-    if (m.stopping != STOPPING_NOT && w->signum != SIGTERM && w->signum != SIGINT && w->signum != SIGUSR1) return;
+    if (m.stopping != STOPPING_NOT && w->signum != SIGTERM && w->signum != SIGQUIT && w->signum != SIGINT && w->signum != SIGUSR1) return;
+    if (w->signum == SIGQUIT) m.stays_down = true;
     switch (w->signum) {
     case SIGTERM:
     case SIGQUIT: stop(STOPPING_DRAIN); break;
@@ -556,5 +558,5 @@ int master_run(struct master_options *o, struct err *e)
     remove_pid_file();
     metrics_use(NULL);
     shared_close(m.shared);
-    return m.killed_any ? 1 : 0;
+    return m.stays_down ? MASTER_DRAINED : m.killed_any ? 1 : 0;
 }

@@ -12,8 +12,11 @@ struct master_options {
     char *const *argv;
 };
 
+/* The exit code of a pool that was told to end and to stay down, for the supervisor that would start it again. */
+#define MASTER_DRAINED 3
+
 /* Runs until told to stop. Returns the exit code: 0, 1 if workers had to be killed at the end, 2 if it could not
- * start: then `e` has one line for whoever started us. */
+ * start: then `e` has one line for whoever started us; MASTER_DRAINED. */
 int master_run(struct master_options *o, struct err *e);
 
 /* Checks what the table of options cannot: URLs, networks, folders. `create`: makes a missing folder, if its parent is

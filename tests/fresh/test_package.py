@@ -136,6 +136,18 @@ def test_a_killed_master_is_followed_by_another_one(host):
     assert failures(figures) == (0, 0), figures["first_failures"]
 
 
+def test_a_drained_pool_stays_down_until_it_is_started(host):
+    with Load(host.port, 16):  # whose connections would start it again
+        host.call("hyperpagectl", "drain", "--wait", "--config", "/etc/hyperpage/hyperpage.conf")
+        for unit in ("hyperpage-fcgi.socket", "hyperpage-fcgi.service"):
+            wait_until(lambda unit=unit: host.show(unit, "ActiveState") == "inactive", f"{unit} is inactive")
+        assert ask(host.port, "GET", "/api/sessions").status == 503
+    assert host.processes() == [] and host.show("hyperpage-fcgi.service", "Result") == "success"
+    assert host.show("hyperpage-coordinator.service", "ActiveState") == "active"
+    host.call("systemctl", "start", "hyperpage-fcgi.service")
+    wait_until(host.answers, "it serves again")
+
+
 def test_wrong_options_are_not_taken_over(host):
     conf = host.root / "etc/hyperpage/hyperpage.conf"
     text, before = conf.read_text(), host.master()
