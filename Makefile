@@ -4,16 +4,17 @@
 MODULES := mem fault err buf clock log \
            config folder endpoints metrics shared processes health totals exposition breaker coordination platforms task \
            waiters pollset \
-           span json http ids pod_name limiter session session_merge life message election \
+           span json http ids pod_name limiter session session_line session_merge life message election \
            redis_url redis_error redis_slots lookup resp redis_link redis_links \
            redis_sentinel redis_cluster redis subscriber messenger pg turns \
-           session_cache redis_keys store_backend user_index session_events redis_rotation store_redis \
+           session_cache redis_keys store_backend redis_scan user_index session_events redis_rotation store_redis \
            store_embedded store_refuge replay shelter store user_sessions
 HEADERS := mem fault redis_keys store_backend # of these there is only a header
 POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_coordination api_rate_limit \
            backlog checks api_metrics_coordination api_metrics api_status api_overview connection handover worker keeper \
            children listener notify master hyperpage-fcgi
-CTL     := report daemon node ctl_pool ctl_top ctl_cluster ctl_jobs ctl_sessions ctl_store ctl_config hyperpagectl
+CTL     := report rounds daemon node ctl_pool ctl_top ctl_cluster ctl_jobs ctl_sessions ctl_store ctl_move ctl_config \
+           hyperpagectl
 COORDINATOR := leadership pods coherence schema fence rate_limits registry survey census cleanup warmup jobs operations inbox \
                duties coordinator hyperpage-coordinator
 
@@ -47,7 +48,7 @@ PROBES   := $(patsubst tests/system/%.c,$(BUILD)/tests/system/%,$(wildcard tests
 THREADED := $(patsubst tests/unit/%.c,build/tsan/tests/unit/%,$(wildcard tests/unit/test_*threads.c))
 BENCHES  := $(patsubst tests/bench/%.c,$(BUILD)/tests/bench/%,$(wildcard tests/bench/*.c))
 FUZZERS  := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
-FUZZED   := $(patsubst %,lib/%.c,err buf clock span json endpoints http ids session session_merge message config) fcgi-app/pool/record.c
+FUZZED   := $(patsubst %,lib/%.c,err buf clock span json endpoints http ids session session_line session_merge message config) fcgi-app/pool/record.c
 FUZZ_SECONDS ?= 60
 LIB_O    := $(patsubst %,$(BUILD)/lib/%.o,$(filter-out $(HEADERS),$(MODULES)))
 POOL_O   := $(patsubst %,$(BUILD)/fcgi-app/pool/%.o,$(POOL))

@@ -242,6 +242,18 @@ bool store_count(struct store *st, int64_t deadline_ms, int64_t *sessions, struc
     return st->home.ops->count(st->home.self, deadline_ms, sessions, e);
 }
 
+bool store_scan(struct store *st, struct store_scan *scan, int64_t deadline_ms, struct err *e)
+{
+    if (store_redis_is_away(st)) return err_set_away(e, "redis is away");
+    return st->home.ops->scan(st->home.self, scan, deadline_ms, e);
+}
+
+bool store_is_gone(struct store *st, const char *id, int64_t deadline_ms, bool *gone, struct err *e)
+{
+    if (store_redis_is_away(st)) return err_set_away(e, "redis is away");
+    return st->home.ops->is_gone(st->home.self, id, deadline_ms, gone, e);
+}
+
 void store_cache_stats(const struct store *st, struct session_cache_stats *stats)
 {
     *stats = (struct session_cache_stats){ 0 };

@@ -51,6 +51,10 @@ bool store_redis_is_away(const struct store *st); /* one load */
 /* Live sessions at home. May be slow. */
 bool store_count(struct store *st, int64_t deadline_ms, int64_t *sessions, struct err *e);
 
+/* As the operations of store_backend.h, at home only. */
+bool store_scan(struct store *st, struct store_scan *scan, int64_t deadline_ms, struct err *e);
+bool store_is_gone(struct store *st, const char *id, int64_t deadline_ms, bool *gone, struct err *e);
+
 /* Of the copies of what Redis holds; all 0 where there are none. */
 void store_cache_stats(const struct store *st, struct session_cache_stats *stats);
 

@@ -65,6 +65,23 @@ struct store_heal {
     void *ctx;
 };
 
+/* A session as a pass over all of them finds it. */
+struct store_found {
+    struct bytes id;       /* as it stands there: in Redis any program may have made it */
+    struct bytes doc;      /* any bytes */
+    bool is_text;          /* false: a key of another type, which has no document */
+    int64_t expires_at_ms; /* wall; 0: it has no end */
+};
+
+/* Progress of a pass over all live sessions; all zero to begin, but for each and ctx. */
+struct store_scan {
+    int server;
+    char cursor[24];
+    bool done;
+    void (*each)(void *ctx, const struct store_found *found); /* must not call the store */
+    void *ctx;
+};
+
 /* Called for each session of a user; false: it is not the user's any more. Must not call the store. */
 typedef bool store_each_fn(void *ctx, const char *id, struct bytes doc, int64_t expires_at_ms);
 
@@ -123,6 +140,13 @@ struct store_ops {
 
     /* Live sessions held. May be slow; for operators and tests. */
     bool (*count)(void *self, int64_t deadline_ms, int64_t *sessions, struct err *e);
+
+    /* A step of a pass over all live sessions. What lives from the first step to the last is seen, maybe twice. NULL
+     * where there is no such list. */
+    bool (*scan)(void *self, struct store_scan *scan, int64_t deadline_ms, struct err *e);
+
+    /* Would create() say that this id is gone for good? */
+    bool (*is_gone)(void *self, const char *id, int64_t deadline_ms, bool *gone, struct err *e);
 
     /* End of a round: sends or commits what the tasks of this round asked for, and wakes those it can answer. */
     void (*flush)(void *self);

@@ -25,7 +25,7 @@
 #define QUICK_CHECK_BYTES  (8 << 20)    /* a larger file is checked at start only after damage was met */
 #define PURGE_STEP_MOST_MS 64000        /* how much later than expires_ms purge_ms may be */
 #define MAKE_ROOM          256          /* expired sessions that one create at the limit deletes at most */
-#define HEAL_STEP          100          /* rows that one step of heal() looks at */
+#define SCAN_STEP          100          /* rows that one step of heal() or scan() looks at */
 #define PURGE_TURN_US      2000         /* what a step of purging should keep writers waiting */
 #define PURGE_STEP_LEAST   8            /* sessions; the work of SQLite's that does not depend on their number */
 #define PURGE_STEP_FIRST   64
@@ -83,7 +83,7 @@ static const char *const migrations[] = {
 enum sql {
     SQL_BEGIN_READ, SQL_BEGIN_WRITE, SQL_COMMIT, SQL_ROLLBACK,
     SQL_FIND, SQL_INSERT, SQL_UPDATE, SQL_TOUCH, SQL_OWN, SQL_LIFE, SQL_DELETE, SQL_PURGE, SQL_ANY_EXPIRED,
-    SQL_MARK_GONE, SQL_FIND_GONE, SQL_PURGE_GONE, SQL_OF_USER, SQL_OWNERS, SQL_OWNER,
+    SQL_MARK_GONE, SQL_FIND_GONE, SQL_PURGE_GONE, SQL_OF_USER, SQL_OWNERS, SQL_OWNER, SQL_SCAN,
     SQL_COUNT_LIVE, SQL_COUNT_ROWS, SQL_TOTAL, SQL_TOTAL_SET, SQL_TOTAL_ADD, SQL_TOTAL_FORGET, SQL_TOTAL_SAME,
     SQL_STATEMENTS
 };
@@ -110,6 +110,7 @@ static const char *const sql_text[SQL_STATEMENTS] = {
     [SQL_OF_USER]      = "SELECT id, doc, expires_ms FROM sessions WHERE user_id = ?1 AND expires_ms > ?2",
     [SQL_OWNERS]       = "SELECT rowid, doc, user_id FROM sessions WHERE rowid > ?1 ORDER BY rowid LIMIT ?2",
     [SQL_OWNER]        = "UPDATE sessions SET user_id = ?1 WHERE rowid = ?2",
+    [SQL_SCAN]         = "SELECT rowid, id, doc, expires_ms FROM sessions WHERE rowid > ?1 ORDER BY rowid LIMIT ?2",
     [SQL_COUNT_LIVE]   = "SELECT (SELECT count(*) FROM sessions WHERE purge_ms > ?1 + " STRING(PURGE_STEP_MOST_MS) ")"
                          "     + (SELECT count(*) FROM sessions WHERE purge_ms > ?1 AND purge_ms <= ?1 + "
                                   STRING(PURGE_STEP_MOST_MS) " AND expires_ms > ?1)",
@@ -318,18 +319,18 @@ static bool mark_gone(struct store_embedded *se, const char *id, const struct st
 }
 
 /* Is `id` gone? Then, if the request that rotated it may be repeated by now_ms under this name, *heir is its new id. */
-static bool find_gone(struct store_embedded *se, const char *id, const char *key_hash, bool *gone,
+static bool find_gone(struct store_embedded *se, const char *id, int64_t now_ms, const char *key_hash, bool *gone,
                       char heir[IDS_TEXT_BYTES], struct err *e)
 {
     sqlite3_stmt *s = se->statement[SQL_FIND_GONE];
     heir[0] = '\0';
     bind_text(se, SQL_FIND_GONE, 1, id);
-    bind(se, SQL_FIND_GONE, 2, se->now_ms);
+    bind(se, SQL_FIND_GONE, 2, now_ms);
     int rc = sqlite3_step(s);
     bool ok = rc == SQLITE_ROW || rc == SQLITE_DONE || failed(se, sql_text[SQL_FIND_GONE], e);
     *gone = rc == SQLITE_ROW;
     const char *hash = *gone ? (const char *)sqlite3_column_text(s, 1) : NULL;
-    if (hash != NULL && strcmp(hash, key_hash) == 0 && sqlite3_column_int64(s, 2) > se->now_ms)
+    if (hash != NULL && strcmp(hash, key_hash) == 0 && sqlite3_column_int64(s, 2) > now_ms)
         snprintf(heir, IDS_TEXT_BYTES, "%s", (const char *)sqlite3_column_text(s, 0));
     sqlite3_reset(s);
     return ok;
@@ -498,7 +499,9 @@ static bool run_create(struct store_embedded *se, struct op *op)
     if (!ok) return false;
     op->result.found = row.live;
     char heir[IDS_TEXT_BYTES];
-    if (!row.live && !op->terms->minted && !find_gone(se, op->id, "", &op->result.gone, heir, &op->err)) return false;
+    if (!row.live && !op->terms->minted &&
+        !find_gone(se, op->id, se->now_ms, "", &op->result.gone, heir, &op->err))
+        return false;
     if (!row.live && !op->result.gone) {
         if (row.rowid != 0)
             row.expires_ms = 0; /* an expired one makes way, its time counts no more */
@@ -541,7 +544,7 @@ static bool repeat_rotation(struct store_embedded *se, struct op *op)
     char heir[IDS_TEXT_BYTES];
     bool gone;
     if (op->rotation->key_hash[0] == '\0') return true;
-    if (!find_gone(se, op->id, op->rotation->key_hash, &gone, heir, &op->err)) return false;
+    if (!find_gone(se, op->id, se->now_ms, op->rotation->key_hash, &gone, heir, &op->err)) return false;
     if (heir[0] == '\0') return true;
     bool ok = find(se, heir, se->now_ms, &row, &op->err);
     op->result.found = op->rotation->repeated = ok && row.live;
@@ -831,7 +834,7 @@ static bool count(void *self, int64_t deadline_ms, int64_t *sessions, struct err
     return run_number(se, SQL_COUNT_LIVE, sessions, e);
 }
 
-/* Looks at up to HEAL_STEP rows behind `rowid` and sets user_id to what the document says. */
+/* Looks at up to SCAN_STEP rows behind `rowid` and sets user_id to what the document says. */
 static bool heal_rows(struct store_embedded *se, int64_t rowid, struct store_heal *h, struct err *e)
 {
     sqlite3_stmt *s = se->statement[SQL_OWNERS];
@@ -839,7 +842,7 @@ static bool heal_rows(struct store_embedded *se, int64_t rowid, struct store_hea
     bool ok = true;
     int rc = SQLITE_DONE, rows = 0;
     bind(se, SQL_OWNERS, 1, rowid);
-    bind(se, SQL_OWNERS, 2, HEAL_STEP);
+    bind(se, SQL_OWNERS, 2, SCAN_STEP);
     for (; ok && (rc = sqlite3_step(s)) == SQLITE_ROW; rows++) {
         struct bytes doc = { sqlite3_column_blob(s, 1), (size_t)sqlite3_column_bytes(s, 1) };
         const char *entered = (const char *)sqlite3_column_text(s, 2);
@@ -855,7 +858,7 @@ static bool heal_rows(struct store_embedded *se, int64_t rowid, struct store_hea
     if (ok && rc != SQLITE_ROW && rc != SQLITE_DONE) ok = failed(se, sql_text[SQL_OWNERS], e);
     sqlite3_reset(s);
     h->sessions += rows;
-    h->done = ok && rows < HEAL_STEP;
+    h->done = ok && rows < SCAN_STEP;
     snprintf(h->cursor, sizeof h->cursor, "%" PRId64, rowid);
     return ok;
 }
@@ -869,6 +872,38 @@ static bool heal(void *self, struct store_heal *h, int64_t deadline_ms, struct e
     if (!begin_write(se, deadline_ms, &busy, e)) return false;
     bool ok = heal_rows(se, strtoll(h->cursor, NULL, 10), h, e);
     return end_write(se, e) && ok;
+}
+
+static bool scan(void *self, struct store_scan *sc, int64_t deadline_ms, struct err *e)
+{
+    struct store_embedded *se = self;
+    sqlite3_stmt *s = se->statement[SQL_SCAN];
+    int64_t rowid = strtoll(sc->cursor, NULL, 10), now_ms = clock_wall_ms();
+    int rc, rows = 0;
+    (void)deadline_ms;
+    bind(se, SQL_SCAN, 1, rowid);
+    bind(se, SQL_SCAN, 2, SCAN_STEP);
+    for (; (rc = sqlite3_step(s)) == SQLITE_ROW; rows++) {
+        struct store_found found = { .id = bytes_of((const char *)sqlite3_column_text(s, 1)), .is_text = true };
+        found.doc = (struct bytes){ sqlite3_column_blob(s, 2), (size_t)sqlite3_column_bytes(s, 2) };
+        found.expires_at_ms = sqlite3_column_int64(s, 3);
+        rowid = sqlite3_column_int64(s, 0);
+        if (found.expires_at_ms > now_ms) sc->each(sc->ctx, &found);
+    }
+    bool ok = rc == SQLITE_DONE || failed(se, sql_text[SQL_SCAN], e);
+    sqlite3_reset(s);
+    sc->done = ok && rows < SCAN_STEP;
+    snprintf(sc->cursor, sizeof sc->cursor, "%" PRId64, rowid);
+    return ok;
+}
+
+static bool is_gone(void *self, const char *id, int64_t deadline_ms, bool *gone, struct err *e)
+{
+    struct store_embedded *se = self;
+    char heir[IDS_TEXT_BYTES];
+    (void)deadline_ms;
+    begin_shared_read(se);
+    return find_gone(se, id, clock_wall_ms(), "", gone, heir, e);
 }
 
 static void close_(void *self)
@@ -887,6 +922,8 @@ const struct store_ops store_embedded_ops = {
     .list = list,
     .heal = heal,
     .count = count,
+    .scan = scan,
+    .is_gone = is_gone,
     .flush = flush,
     .close = close_,
 };

@@ -7,6 +7,7 @@
 #include "redis.h"
 #include "redis_keys.h"
 #include "redis_rotation.h"
+#include "redis_scan.h"
 #include "session_events.h"
 #include "task.h"
 #include "user_index.h"
@@ -216,15 +217,9 @@ static bool take_value(redisReply *reply, struct buf *doc, bool *found, struct e
     return ok;
 }
 
-/* The same with the life beside it. */
-static bool read_with_life(struct store_redis *sr, const char *id, int64_t roll_ms, int64_t deadline_ms,
-                           struct buf *doc, struct store_result *res, struct err *e)
+/* The same of script_read's answer, with the life beside it. */
+static bool take_with_life(redisReply *reply, struct buf *doc, struct store_result *res, struct err *e)
 {
-    struct session_key k;
-    struct number life;
-    struct bytes argv[] = { number(&life, roll_ms) };
-    redisReply *reply = redis_eval(sr->redis, &sr->scripts[SCRIPT_READ], session_key(&k, id), 1, argv, deadline_ms, NULL, e);
-    if (reply == NULL) return false;
     if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 3) return take_value(reply, doc, &res->found, e);
     res->expires_at_ms = end_of(reply->element[1]->integer);
     res->changed = reply->element[2]->integer == 1;
@@ -232,6 +227,16 @@ static bool read_with_life(struct store_redis *sr, const char *id, int64_t roll_
     reply->element[0] = NULL;
     freeReplyObject(reply);
     return take_value(value, doc, &res->found, e);
+}
+
+static bool read_with_life(struct store_redis *sr, const char *id, int64_t roll_ms, int64_t deadline_ms,
+                           struct buf *doc, struct store_result *res, struct err *e)
+{
+    struct session_key k;
+    struct number life;
+    struct bytes argv[] = { number(&life, roll_ms) };
+    redisReply *reply = redis_eval(sr->redis, &sr->scripts[SCRIPT_READ], session_key(&k, id), 1, argv, deadline_ms, NULL, e);
+    return reply != NULL && take_with_life(reply, doc, res, e);
 }
 
 /* Of two writes at once nobody knows which was the later one, so neither is kept. The session is read anew, since it is
@@ -726,24 +731,10 @@ static bool redis_store_heal(void *self, struct store_heal *heal, int64_t deadli
     return user_index_heal(((struct store_redis *)self)->redis, heal, deadline_ms, e);
 }
 
-static bool count_at(struct store_redis *sr, const struct redis_address *server, int64_t deadline_ms,
-                     int64_t *sessions, struct err *e)
+static bool count_one(void *ctx, struct bytes key, struct err *e)
 {
-    char cursor[24] = "0";
-    do {
-        struct bytes scan[] = { BYTES_LITERAL("SCAN"), bytes_of(cursor), BYTES_LITERAL("MATCH"), BYTES_LITERAL(REDIS_SESSION_PREFIX "*"),
-                                BYTES_LITERAL("COUNT"), BYTES_LITERAL("1000") };
-        redisReply *reply = redis_call_at(sr->redis, server, 6, scan, deadline_ms, e);
-        if (reply == NULL) return false;
-        bool good = reply->type == REDIS_REPLY_ARRAY && reply->elements == 2 && reply->element[0]->len < (int)sizeof cursor &&
-                    reply->element[1]->type == REDIS_REPLY_ARRAY;
-        if (good) {
-            memcpy(cursor, reply->element[0]->str, (size_t)reply->element[0]->len + 1);
-            *sessions += (int64_t)reply->element[1]->elements;
-        } else unexpected(reply, e);
-        freeReplyObject(reply);
-        if (!good) return false;
-    } while (strcmp(cursor, "0") != 0);
+    (void)key, (void)e;
+    ++*(int64_t *)ctx;
     return true;
 }
 
@@ -751,13 +742,68 @@ static bool count_at(struct store_redis *sr, const struct redis_address *server,
 static bool redis_store_count(void *self, int64_t deadline_ms, int64_t *sessions, struct err *e)
 {
     struct store_redis *sr = self;
-    struct redis_address *servers = NULL;
+    struct redis_scan at = { 0 };
+    bool ok, done;
     *sessions = 0;
-    size_t n = redis_primaries(sr->redis, &servers, deadline_ms, e);
-    bool ok = n > 0;
-    for (size_t i = 0; ok && i < n; i++) ok = count_at(sr, &servers[i], deadline_ms, sessions, e);
-    free(servers);
+    do ok = redis_scan_page(sr->redis, &at, REDIS_SESSION_PREFIX "*", deadline_ms, &done, count_one, sessions, e);
+    while (ok && !done);
     return ok;
+}
+
+struct scanned {
+    struct store_redis *sr;
+    struct store_scan *scan;
+    struct buf doc;
+    int64_t deadline_ms;
+};
+
+/* Past the copies: it is Redis that is looked at, and what a node keeps is what its users need. */
+static bool show_scanned(void *ctx, struct bytes key, struct err *e)
+{
+    struct scanned *s = ctx;
+    struct store_result res = { 0 };
+    struct err why = { .kind = ERR_NONE };
+    struct number no_life;
+    struct bytes argv[] = { number(&no_life, 0) };
+    buf_reset(&s->doc);
+    redisReply *reply =
+        redis_eval(s->sr->redis, &s->sr->scripts[SCRIPT_READ], key, 1, argv, s->deadline_ms, NULL, &why);
+    bool ok = reply != NULL && take_with_life(reply, &s->doc, &res, &why);
+    if (!ok && why.kind != ERR_CORRUPT) {
+        *e = why;
+        return false;
+    }
+    struct store_found found = { .id = { key.at + sizeof REDIS_SESSION_PREFIX - 1,
+                                         key.len - (sizeof REDIS_SESSION_PREFIX - 1) },
+                                 .doc = buf_bytes(&s->doc),
+                                 .is_text = ok,
+                                 .expires_at_ms = res.expires_at_ms };
+    if (!ok || res.found) s->scan->each(s->scan->ctx, &found);
+    return true;
+}
+
+static bool redis_store_scan(void *self, struct store_scan *scan, int64_t deadline_ms, struct err *e)
+{
+    struct store_redis *sr = self;
+    struct scanned s = { .sr = sr, .scan = scan, .doc = BUF_INIT(MOST_DOCUMENT_BYTES), .deadline_ms = deadline_ms };
+    struct redis_scan at = { .server = scan->server };
+    memcpy(at.cursor, scan->cursor, sizeof at.cursor);
+    bool ok = redis_scan_page(sr->redis, &at, REDIS_SESSION_PREFIX "*", deadline_ms, &scan->done, show_scanned, &s, e);
+    scan->server = at.server;
+    memcpy(scan->cursor, at.cursor, sizeof scan->cursor);
+    buf_done(&s.doc);
+    return ok;
+}
+
+static bool redis_store_is_gone(void *self, const char *id, int64_t deadline_ms, bool *gone, struct err *e)
+{
+    struct store_redis *sr = self;
+    struct gone_key g;
+    struct bytes exists[] = { BYTES_LITERAL("EXISTS"), gone_key(&g, id) };
+    redisReply *reply = redis_call(sr->redis, exists[1], 2, exists, deadline_ms, NULL, e);
+    *gone = reply != NULL && reply->integer == 1;
+    if (reply != NULL) freeReplyObject(reply);
+    return reply != NULL;
 }
 
 static void redis_store_flush(void *self)
@@ -830,6 +876,8 @@ const struct store_ops store_redis_ops = {
     .heal = redis_store_heal,
     .tell = redis_store_tell,
     .count = redis_store_count,
+    .scan = redis_store_scan,
+    .is_gone = redis_store_is_gone,
     .flush = redis_store_flush,
     .close = redis_store_close,
 };

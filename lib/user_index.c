@@ -2,6 +2,7 @@
 
 #include "clock.h"
 #include "redis_keys.h"
+#include "redis_scan.h"
 #include "session.h"
 
 #include <string.h>
@@ -216,51 +217,31 @@ static const struct pass {
 };
 #define PASSES (int)(sizeof passes / sizeof passes[0])
 
-/* A page of the keys that this pass is about, at the server whose turn it is. *servers: how many there are. */
-static redisReply *scan_page(struct redis *r, const struct store_heal *heal, int *servers, int64_t deadline_ms,
-                             struct err *e)
-{
-    struct redis_address *list = NULL;
-    redisReply *page = NULL;
-    struct bytes scan[] = { BYTES_LITERAL("SCAN"),  bytes_of(heal->cursor[0] != '\0' ? heal->cursor : "0"),
-                            BYTES_LITERAL("MATCH"), bytes_of(passes[heal->phase].pattern),
-                            BYTES_LITERAL("COUNT"), BYTES_LITERAL("100") };
-    *servers = (int)redis_primaries(r, &list, deadline_ms, e);
-    int at = heal->server < *servers ? heal->server : *servers - 1; /* there may be fewer than before */
-    if (at >= 0) page = redis_call_at(r, &list[at], 6, scan, deadline_ms, e);
-    free(list);
-    if (page == NULL) return NULL;
-    if (page->type == REDIS_REPLY_ARRAY && page->elements == 2 && page->element[0]->len < (int)sizeof heal->cursor &&
-        page->element[1]->type == REDIS_REPLY_ARRAY)
-        return page;
-    freeReplyObject(page);
-    err_set(e, ERR_UNAVAILABLE, "redis: SCAN answered something else");
-    return NULL;
-}
+/* A page of a pass. */
+struct page {
+    struct redis *redis;
+    struct store_heal *heal;
+    struct buf doc;
+    int64_t deadline_ms;
+};
 
-/* To the next page, server, pass. */
-static void go_on(struct store_heal *heal, const char *cursor, int servers)
+static bool heal_key(void *ctx, struct bytes key, struct err *e)
 {
-    snprintf(heal->cursor, sizeof heal->cursor, "%s", cursor);
-    if (strcmp(cursor, "0") != 0) return;
-    if (++heal->server < servers) return;
-    heal->server = 0;
-    heal->done = ++heal->phase == PASSES;
+    struct page *p = ctx;
+    return passes[p->heal->phase].heal(p->redis, key, p->heal, &p->doc, p->deadline_ms, e);
 }
 
 bool user_index_heal(struct redis *r, struct store_heal *heal, int64_t deadline_ms, struct err *e)
 {
-    struct buf doc = BUF_INIT(MOST_DOCUMENT_BYTES);
-    int servers;
-    bool ok = true;
-    redisReply *page = scan_page(r, heal, &servers, deadline_ms, e);
-    if (page == NULL) return false;
-    for (size_t i = 0; ok && i < page->element[1]->elements; i++) {
-        redisReply *key = page->element[1]->element[i];
-        ok = passes[heal->phase].heal(r, (struct bytes){ key->str, (size_t)key->len }, heal, &doc, deadline_ms, e);
-    }
-    if (ok) go_on(heal, page->element[0]->str, servers); /* else the same page again, which does no harm */
-    freeReplyObject(page);
-    buf_done(&doc);
+    struct page p = { .redis = r, .heal = heal, .doc = BUF_INIT(MOST_DOCUMENT_BYTES), .deadline_ms = deadline_ms };
+    struct redis_scan at = { .server = heal->server };
+    bool pass_done;
+    memcpy(at.cursor, heal->cursor, sizeof at.cursor);
+    /* A failure leaves the same page to be done again, which does no harm. */
+    bool ok = redis_scan_page(r, &at, passes[heal->phase].pattern, deadline_ms, &pass_done, heal_key, &p, e);
+    heal->server = pass_done ? 0 : at.server;
+    memcpy(heal->cursor, at.cursor, sizeof heal->cursor);
+    if (pass_done) heal->done = ++heal->phase == PASSES;
+    buf_done(&p.doc);
     return ok;
 }

@@ -29,6 +29,8 @@ enum ctl_flag {
     CTL_STEP_DOWN,
     CTL_PRIORITY,
     CTL_POD,
+    CTL_DRY_RUN,
+    CTL_OVERWRITE,
     CTL_FLAGS
 };
 
@@ -73,7 +75,8 @@ bool node_until(bool (*holds)(void *ctx), void *ctx, const struct daemon *p, int
 
 /* --- ctl_store.c --- */
 
-struct store *ctl_open_store(struct ctl *c, enum ctl_exit *code); /* NULL: *code says why, as has been said */
+/* `pollset` NULL: for use outside of tasks. NULL: *code says why, as has been said. */
+struct store *ctl_open_store(struct ctl *c, struct pollset *pollset, enum ctl_exit *code);
 
 /* --- the commands, by noun --- */
 
@@ -82,6 +85,7 @@ ctl_command pool_top;                                                           
 ctl_command cluster_pods, cluster_leader, cluster_send, cluster_cleanup;                 /* ctl_cluster.c */
 ctl_command sessions_list, sessions_show, sessions_revoke, sessions_count;               /* ctl_sessions.c */
 ctl_command cache_stats, cache_flush, store_look;                                        /* ctl_store.c */
+ctl_command store_export, store_import;                                                  /* ctl_move.c */
 ctl_command jobs_list;                                                                   /* ctl_jobs.c */
 ctl_command config_show_all, config_check;                                               /* ctl_config.c */
 

@@ -1,8 +1,8 @@
 /* ctl_jobs.c: the table of jobs in PostgreSQL, which belongs to the whole cluster. */
 #include "ctl.h"
 
-#include "clock.h"
 #include "pg.h"
+#include "rounds.h"
 #include "task.h"
 
 #include <string.h>
@@ -22,7 +22,6 @@ struct question {
     struct ctl *c;
     struct pg *pg;
     enum ctl_exit code;
-    bool answered;
 };
 
 static void tell_job(struct report *r, const struct pg_rows *rows, size_t i)
@@ -55,20 +54,6 @@ static void ask(void *arg)
     }
     pg_free(rows);
     pg_rollback(q->pg); /* nothing was changed */
-    q->answered = true;
-}
-
-static void run_until_answered(struct question *q, struct pollset *ps)
-{
-    task_start(ask, q);
-    for (;;) {
-        task_run_ready();
-        if (q->answered) break;
-        int64_t now_ms = clock_mono_ms(), due_ms = task_expire(now_ms), left_ms = due_ms - now_ms;
-        if (!task_any_ready()) pollset_wait(ps, left_ms < 1000 ? (int)left_ms : 1000);
-        task_expire(clock_mono_ms());
-    }
-    task_free_stacks(0);
 }
 
 enum ctl_exit jobs_list(struct ctl *c)
@@ -88,10 +73,12 @@ enum ctl_exit jobs_list(struct ctl *c)
                             .idle_timeout_ms = LOCK_MS,
                             .pollset = ps };
     if (ps != NULL) q.pg = pg_open(&o, &e);
-    if (q.pg != NULL)
-        run_until_answered(&q, ps);
-    else
+    if (q.pg != NULL) {
+        task_start(ask, &q);
+        rounds_run(ps, NULL);
+    } else {
         q.code = ctl_failed(c, &e);
+    }
     pg_close(q.pg);
     pollset_free(ps);
     return q.code;

@@ -69,11 +69,11 @@ enum ctl_exit cache_flush(struct ctl *c)
 /* --- the places --- */
 
 /* The pool's cache stays as large as it is, whatever our options say. */
-struct store *ctl_open_store(struct ctl *c, enum ctl_exit *code)
+struct store *ctl_open_store(struct ctl *c, struct pollset *pollset, enum ctl_exit *code)
 {
     struct err e;
     c->config->session_cache_bytes = SESSION_CACHE_AS_IT_IS;
-    struct store *st = store_open(c->config, NULL, &e);
+    struct store *st = store_open(c->config, pollset, &e);
     if (st == NULL) *code = ctl_failed(c, &e);
     return st;
 }
@@ -101,7 +101,7 @@ static enum ctl_exit look_at(struct ctl *c, struct store *st, enum store_place p
 enum ctl_exit store_look(struct ctl *c)
 {
     enum ctl_exit code = CTL_OK;
-    struct store *st = ctl_open_store(c, &code);
+    struct store *st = ctl_open_store(c, NULL, &code);
     if (st == NULL) return code;
     enum ctl_exit redis = look_at(c, st, STORE_REDIS, "redis"), embedded = look_at(c, st, STORE_EMBEDDED, "embedded");
     store_close(st);

@@ -62,6 +62,13 @@ static const struct command {
     { "cache flush", "", 0, 0, 0, cache_flush, "No copy is believed until Redis has been asked again." },
     { "store check", "", 0, 0, 0, store_look,
       "Do the places that sessions are kept in take writes now? 3: one does not." },
+    { "store export", "FILE", 1, 1, 0, store_export,
+      "All sessions of the place in use as lines of JSON, each with id, end and the document's bytes. FILE - is "
+      "standard "
+      "output. 1: keys that are no sessions were left out." },
+    { "store import", "FILE", 1, 1, MAY(DRY_RUN) | MAY(OVERWRITE), store_import,
+      "Such lines into the place in use; again and again does no harm. What is there stays, unless the line's document "
+      "is newer, or with --overwrite; what was deleted stays gone. --dry-run only counts. 1: lines were refused." },
     { "config show", "", 0, 0, 0, config_show_all, "The options as they come out, without secrets." },
     { "config check", "", 0, 0, 0, config_check, "As --check of hyperpage-fcgi and hyperpage-coordinator. 2: wrong." },
 };
@@ -78,6 +85,8 @@ static const struct flag {
     [CTL_STEP_DOWN] = { "--step-down", NULL },
     [CTL_PRIORITY] = { "--priority", "LEVEL" },
     [CTL_POD] = { "--pod", "NAME" },
+    [CTL_DRY_RUN] = { "--dry-run", NULL },
+    [CTL_OVERWRITE] = { "--overwrite", NULL },
 };
 
 /* --- errors --- */
@@ -117,8 +126,8 @@ static int help(void)
              "usage: hyperpagectl COMMAND [--json] [--timeout S] [--config FILE] [--OPTION VALUE ...]\n\n"
              "Looks at and steers the session service of this node, over RUN_DIR, STATE_DIR and its stores. It takes\n"
              "the options that hyperpage-fcgi has, from the same places: give it the same file or environment.\n"
-             "--json prints one JSON object. --timeout is 60 seconds unless given. As root it acts as the owner of\n"
-             "RUN_DIR.\n\nCommands:\n");
+             "--json prints one JSON object. --timeout is 60 seconds unless given; export and import then take the\n"
+             "time they need. As root it acts as the owner of RUN_DIR.\n\nCommands:\n");
     for (size_t i = 0; i < COMMANDS; i++) {
         buf_printf(&out, "  %s%s%s", commands[i].name, commands[i].words[0] ? " " : "", commands[i].words);
         add_flags(commands[i].flags, &out);

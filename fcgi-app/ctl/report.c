@@ -4,22 +4,21 @@
 #include "span.h"
 
 #include <inttypes.h>
-#include <stdio.h>
 #include <string.h>
 
 #define MOST_BYTES (64 << 20)
 
 void report_init(struct report *r, bool json)
 {
-    *r = (struct report){ .text = BUF_INIT(MOST_BYTES), .json = json, .first = true };
+    *r = (struct report){ .text = BUF_INIT(MOST_BYTES), .to = stdout, .json = json, .first = true };
     if (json) buf_puts(&r->text, "{");
 }
 
 bool report_print(struct report *r)
 {
     if (r->json) buf_puts(&r->text, "}\n");
-    bool ok = !buf_overflowed(&r->text) && fwrite(buf_text(&r->text), 1, r->text.len, stdout) == r->text.len;
-    return fflush(stdout) == 0 && ok;
+    bool ok = !buf_overflowed(&r->text) && fwrite(buf_text(&r->text), 1, r->text.len, r->to) == r->text.len;
+    return fflush(r->to) == 0 && ok;
 }
 
 void report_done(struct report *r)

@@ -8,8 +8,11 @@
 
 #include "buf.h"
 
+#include <stdio.h>
+
 struct report {
     struct buf text;
+    FILE *to; /* standard output, unless a command has another use for that */
     bool json;
     int level;   /* of objects and lists that are open */
     bool in_row; /* members stand in one line */
@@ -17,7 +20,7 @@ struct report {
 };
 
 void report_init(struct report *r, bool json);
-bool report_print(struct report *r); /* ends it; false: standard output does not take it */
+bool report_print(struct report *r); /* ends it; false: it cannot be written */
 void report_done(struct report *r);
 
 /* Of a row's object, in a list, the name is NULL. */

@@ -304,6 +304,71 @@ static void live_sessions_are_counted(void **state)
     assert_int_equal(count_(c), before);
 }
 
+struct seen {
+    const char *id;
+    int times;
+    int64_t expires_at_ms;
+    bool same;
+};
+
+static void note_seen(void *ctx, const struct store_found *f)
+{
+    struct seen *s = ctx;
+    if (!bytes_is(f->id, s->id)) return;
+    s->times++;
+    s->expires_at_ms = f->expires_at_ms;
+    s->same = f->is_text && bytes_equal(f->doc, BYTES_LITERAL("{\"a\" : 1}"));
+}
+
+static struct seen scan_for(struct store_case *c, const char *id)
+{
+    struct seen s = { .id = id };
+    struct store_scan scan = { .each = note_seen, .ctx = &s };
+    struct err e = { 0 };
+    while (!scan.done) must(c->ops->scan(c->self, &scan, soon(), &e), &e);
+    return s;
+}
+
+static void a_pass_over_all_sees_what_lives_with_its_end(void **state)
+{
+    struct store_case *c = *state;
+    char id[250][64];
+    int64_t now_ms = clock_wall_ms();
+    for (int i = 0; i < 250; i++) {
+        snprintf(id[i], sizeof id[i], "%s", new_id());
+        create_(c, id[i], BYTES_LITERAL("{\"a\" : 1}"), i == 3 ? 50 : LONG_MS);
+    }
+    wait_until_gone(c, id[3]);
+    assert_int_equal(scan_for(c, id[3]).times, 0);
+    for (int i = 0; i < 250; i += 83) {
+        struct seen s = scan_for(c, id[i]);
+        assert_true(s.times >= 1 && s.same);
+        assert_true(s.expires_at_ms >= now_ms + LONG_MS - 1000 && s.expires_at_ms <= clock_wall_ms() + LONG_MS);
+    }
+    delete_(c, id[0]);
+    assert_int_equal(scan_for(c, id[0]).times, 0);
+    for (int i = 1; i < 250; i++) delete_(c, id[i]);
+}
+
+static bool is_gone_(struct store_case *c, const char *id)
+{
+    bool gone = false;
+    struct err e = { 0 };
+    must(c->ops->is_gone(c->self, id, soon(), &gone, &e), &e);
+    return gone;
+}
+
+static void only_what_was_deleted_is_gone(void **state)
+{
+    struct store_case *c = *state;
+    const char *id = new_id();
+    assert_false(is_gone_(c, id));
+    create_(c, id, BYTES_LITERAL("{}"), LONG_MS);
+    assert_false(is_gone_(c, id));
+    delete_(c, id);
+    assert_true(is_gone_(c, id));
+}
+
 /* ---- Life, other ids, users ---------------------------------------------------------------------------------- */
 
 /* How long it lives, to within the time that a slow machine takes; 0: it is not there. */
@@ -700,6 +765,8 @@ static void an_update_never_brings_back_what_is_deleted(void **state)
     cmocka_unit_test(an_expired_session_is_gone_and_stays_gone),  \
     cmocka_unit_test(a_write_prolongs_and_never_shortens),        \
     cmocka_unit_test(live_sessions_are_counted),                  \
+    cmocka_unit_test(a_pass_over_all_sees_what_lives_with_its_end), \
+    cmocka_unit_test(only_what_was_deleted_is_gone),              \
     cmocka_unit_test(a_life_is_set_exactly_or_only_made_longer),  \
     cmocka_unit_test(a_write_keeps_to_the_most_that_its_terms_allow), \
     cmocka_unit_test(a_gone_id_is_made_again_only_by_who_minted_it), \
