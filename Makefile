@@ -14,7 +14,7 @@ POOL    := record routes api api_ids api_change api_sessions api_extend api_rota
            backlog checks api_metrics_coordination api_metrics api_status api_overview connection handover worker keeper \
            children listener notify master hyperpage-fcgi
 CTL     := report rounds daemon node ctl_pool ctl_top ctl_cluster ctl_jobs ctl_sessions ctl_store ctl_move ctl_config \
-           hyperpagectl
+           remote ctl_remote hyperpagectl
 COORDINATOR := leadership pods coherence schema fence rate_limits registry survey census cleanup warmup jobs operations inbox \
                duties coordinator hyperpage-coordinator
 
@@ -70,7 +70,7 @@ $(BUILD)/hyperpage-coordinator: $(COORDINATOR_O) $(LIB)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(BUILD)/hyperpagectl: $(CTL_O) $(LIB)
 	@echo "  LINK $@"
-	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcurl
 $(BUILD)/tests/unit/test_pool_%: $(BUILD)/tests/unit/test_pool_%.o $(filter-out %/hyperpage-fcgi.o,$(POOL_O)) $(LIB)
 	@echo "  LINK $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka

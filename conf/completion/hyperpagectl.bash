@@ -11,21 +11,21 @@ _hyperpagectl() {
     local said="" line word i
     COMPREPLY=()
     case $prev in
-        --config) mapfile -t COMPREPLY < <(compgen -f -- "$cur") && return ;;
+        --config | --token-file | --cacert | export | import) mapfile -t COMPREPLY < <(compgen -f -- "$cur") && return ;;
         --run-dir | --state-dir) mapfile -t COMPREPLY < <(compgen -d -- "$cur") && return ;;
         --priority) mapfile -t COMPREPLY < <(compgen -W "low normal high" -- "$cur") && return ;;
-        --timeout | --pod) return ;;
+        --timeout | --pod | --url) return ;;
     esac
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case $word in
-            --json | --wait | --now | --rolling | --step-down | --*=*) ;;
+            --json | --wait | --now | --rolling | --step-down | --dry-run | --overwrite | --apply | --*=*) ;;
             --*) i=$((i + 1)) ;; # and its value
             *) said+="$word " ;;
         esac
     done
     local words=""
-    if [[ $cur == -* ]]; then words="--json --timeout --config --run-dir --state-dir --help --version"; fi
+    if [[ $cur == -* ]]; then words="--json --timeout --config --run-dir --state-dir --url --token-file --cacert --help --version"; fi
     while read -r line; do
         if [[ $cur == -* && -n $said && "$line " == "$said"* ]]; then
             words+=" $(grep -o -e '--[a-z-]*' <<< "$line" | tr '\n' ' ')"

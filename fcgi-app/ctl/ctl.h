@@ -31,6 +31,9 @@ enum ctl_flag {
     CTL_POD,
     CTL_DRY_RUN,
     CTL_OVERWRITE,
+    CTL_URL,
+    CTL_TOKEN_FILE,
+    CTL_CACERT,
     CTL_FLAGS
 };
 
@@ -78,6 +81,11 @@ bool node_until(bool (*holds)(void *ctx), void *ctx, const struct daemon *p, int
 /* `pollset` NULL: for use outside of tasks. NULL: *code says why, as has been said. */
 struct store *ctl_open_store(struct ctl *c, struct pollset *pollset, enum ctl_exit *code);
 
+/* --- ctl_sessions.c --- */
+
+/* "-": from standard input, where no list of processes shows it. */
+enum ctl_exit ctl_read_id(const char *word, char id[IDS_TEXT_BYTES]);
+
 /* --- the commands, by noun --- */
 
 ctl_command pool_status, pool_health, pool_reload, pool_drain, pool_restart, pool_scale; /* ctl_pool.c */
@@ -86,7 +94,9 @@ ctl_command cluster_pods, cluster_leader, cluster_send, cluster_cleanup;        
 ctl_command sessions_list, sessions_show, sessions_revoke, sessions_count;               /* ctl_sessions.c */
 ctl_command cache_stats, cache_flush, store_look;                                        /* ctl_store.c */
 ctl_command store_export, store_import;                                                  /* ctl_move.c */
-ctl_command jobs_list;                                                                   /* ctl_jobs.c */
-ctl_command config_show_all, config_check;                                               /* ctl_config.c */
+ctl_command remote_status, remote_health, remote_pods, remote_leader, remote_send,       /* ctl_remote.c */
+    remote_sessions, remote_session, remote_revoke;
+ctl_command jobs_list;                     /* ctl_jobs.c */
+ctl_command config_show_all, config_check; /* ctl_config.c */
 
 #endif

@@ -60,12 +60,12 @@ enum ctl_exit sessions_revoke(struct ctl *c)
     return code;
 }
 
-/* "-": from standard input, where no list of processes shows it. */
-static bool read_id(const char *word, char id[IDS_TEXT_BYTES])
+enum ctl_exit ctl_read_id(const char *word, char id[IDS_TEXT_BYTES])
 {
     char line[512] = "";
     if (strcmp(word, "-") == 0 && fgets(line, sizeof line, stdin) != NULL) word = line;
-    return ids_read(bytes_of(word), id);
+    if (ids_read(bytes_of(word), id)) return CTL_OK;
+    return ctl_fail(CTL_USAGE, "ID: allowed are 1 to 128 of A-Z a-z 0-9 . _ -");
 }
 
 enum ctl_exit sessions_show(struct ctl *c)
@@ -73,9 +73,9 @@ enum ctl_exit sessions_show(struct ctl *c)
     struct err e;
     struct store_result res = { 0 };
     struct buf doc = BUF_INIT(MOST_DOCUMENT_BYTES);
-    enum ctl_exit code = CTL_OK;
     char id[IDS_TEXT_BYTES];
-    if (!read_id(c->word[0], id)) return ctl_fail(CTL_USAGE, "ID: allowed are 1 to 128 of A-Z a-z 0-9 . _ -");
+    enum ctl_exit code = ctl_read_id(c->word[0], id);
+    if (code != CTL_OK) return code;
     struct store *st = ctl_open_store(c, NULL, &code);
     if (st == NULL) return code;
     if (!store_get(st, id, STORE_ASK_LIFE, c->deadline_ms, &doc, &res, &e)) {

@@ -19,58 +19,61 @@
 
 extern char **environ;
 
-#define MAY(flag) (1u << CTL_##flag)
+#define MAY(flag)  (1u << CTL_##flag)
+#define ALWAYS_MAY (MAY(JSON) | MAY(TIMEOUT) | MAY(URL) | MAY(TOKEN_FILE) | MAY(CACERT))
 
 static const struct command {
-    const char *name, *words; /* as in --help */
-    size_t least, most;       /* words */
-    unsigned flags;           /* beside --json and --timeout */
-    ctl_command *run;
+    const char *name, *words;      /* as in --help */
+    size_t least, most;            /* words */
+    unsigned flags;                /* beside those that any may have */
+    ctl_command *run, *run_remote; /* the latter with --url; NULL: it works over RUN_DIR */
     const char *help;
 } commands[] = {
-    { "status", "", 0, 0, 0, pool_status, "What runs on this node, and how it is. 3: no pool runs." },
-    { "health", "", 0, 0, MAY(WAIT), pool_health,
+    { "status", "", 0, 0, 0, pool_status, remote_status, "What runs on this node, and how it is. 3: no pool runs." },
+    { "health", "", 0, 0, MAY(WAIT), pool_health, remote_health,
       "0: the pool takes reads and writes; 1: it does not; 3: it does not run. --wait: until it does." },
-    { "top", "", 0, 0, 0, pool_top, "The pool at work, until q or Ctrl-C; without a terminal one second of it." },
-    { "reload", "", 0, 0, MAY(WAIT), pool_reload,
+    { "top", "", 0, 0, 0, pool_top, NULL, "The pool at work, until q or Ctrl-C; without a terminal one second of it." },
+    { "reload", "", 0, 0, MAY(WAIT), pool_reload, NULL,
       "The options are read again and the workers replaced one by one. --wait: until the new ones serve; 1: refused." },
-    { "drain", "", 0, 0, MAY(WAIT), pool_drain,
+    { "drain", "", 0, 0, MAY(WAIT), pool_drain, NULL,
       "Requests in hand are finished, then the pool ends; systemd leaves it down until it is told otherwise. --wait: until "
       "it has ended." },
-    { "restart", "", 0, 0, MAY(WAIT) | MAY(ROLLING), pool_restart,
+    { "restart", "", 0, 0, MAY(WAIT) | MAY(ROLLING), pool_restart, NULL,
       "The binary is started anew on the same socket and takes over. --rolling: its workers are replaced one by one, "
       "the master stays (as reload). --wait: until the new ones serve; 1: they cannot, the old ones go on." },
-    { "scale", "N", 1, 1, MAY(WAIT), pool_scale,
+    { "scale", "N", 1, 1, MAY(WAIT), pool_scale, NULL,
       "N workers, until the next reload with WORKERS or restart. --wait: until they serve." },
-    { "pods", "", 0, 0, 0, cluster_pods, "The nodes that live, as this one knows them." },
-    { "leader", "", 0, 0, MAY(WAIT) | MAY(STEP_DOWN), cluster_leader,
+    { "pods", "", 0, 0, 0, cluster_pods, remote_pods, "The nodes that live, as this one knows them." },
+    { "leader", "", 0, 0, MAY(WAIT) | MAY(STEP_DOWN), cluster_leader, remote_leader,
       "Who leads. 1: nobody. --step-down: this node gives the leadership back and stands again after one lease; "
       "--wait: until another leads." },
-    { "send", "TYPE PAYLOAD", 2, 2, MAY(PRIORITY) | MAY(POD), cluster_send,
+    { "send", "TYPE PAYLOAD", 2, 2, MAY(PRIORITY) | MAY(POD), cluster_send, remote_send,
       "A message to all nodes, or to --pod NAME; --priority low|normal|high. TYPE: cache_invalidate, rate_limit_sync, "
       "job_coordination, broadcast; PAYLOAD: a JSON object." },
-    { "cleanup", "", 0, 0, MAY(WAIT) | MAY(NOW), cluster_cleanup,
+    { "cleanup", "", 0, 0, MAY(WAIT) | MAY(NOW), cluster_cleanup, NULL,
       "The hourly cleanup --now; on the node that leads. --wait: until it is done." },
-    { "jobs", "[STATUS]", 0, 1, 0, jobs_list, "The 50 newest jobs in PostgreSQL, of all or of one status." },
-    { "sessions list", "USER", 1, 1, 0, sessions_list,
+    { "jobs", "[STATUS]", 0, 1, 0, jobs_list, NULL, "The 50 newest jobs in PostgreSQL, of all or of one status." },
+    { "sessions list", "USER", 1, 1, 0, sessions_list, remote_sessions,
       "The sessions of a user; ids only as short hashes, as in the log." },
-    { "sessions show", "ID", 1, 1, 0, sessions_show,
+    { "sessions show", "ID", 1, 1, 0, sessions_show, remote_session,
       "A session's document. ID - is read from standard input. 1: no such." },
-    { "sessions revoke", "USER", 1, 1, 0, sessions_revoke, "Ends all sessions of a user." },
-    { "sessions count", "", 0, 0, 0, sessions_count, "How many sessions there are. In Redis a SCAN over all keys." },
-    { "cache stats", "", 0, 0, 0, cache_stats, "This node's copies of sessions in Redis." },
-    { "cache flush", "", 0, 0, 0, cache_flush, "No copy is believed until Redis has been asked again." },
-    { "store check", "", 0, 0, 0, store_look,
+    { "sessions revoke", "USER", 1, 1, 0, sessions_revoke, remote_revoke, "Ends all sessions of a user." },
+    { "sessions count", "", 0, 0, 0, sessions_count, NULL,
+      "How many sessions there are. In Redis a SCAN over all keys." },
+    { "cache stats", "", 0, 0, 0, cache_stats, NULL, "This node's copies of sessions in Redis." },
+    { "cache flush", "", 0, 0, 0, cache_flush, NULL, "No copy is believed until Redis has been asked again." },
+    { "store check", "", 0, 0, 0, store_look, NULL,
       "Do the places that sessions are kept in take writes now? 3: one does not." },
-    { "store export", "FILE", 1, 1, 0, store_export,
+    { "store export", "FILE", 1, 1, 0, store_export, NULL,
       "All sessions of the place in use as lines of JSON, each with id, end and the document's bytes. FILE - is "
       "standard "
       "output. 1: keys that are no sessions were left out." },
-    { "store import", "FILE", 1, 1, MAY(DRY_RUN) | MAY(OVERWRITE), store_import,
+    { "store import", "FILE", 1, 1, MAY(DRY_RUN) | MAY(OVERWRITE), store_import, NULL,
       "Such lines into the place in use; again and again does no harm. What is there stays, unless the line's document "
       "is newer, or with --overwrite; what was deleted stays gone. --dry-run only counts. 1: lines were refused." },
-    { "config show", "", 0, 0, 0, config_show_all, "The options as they come out, without secrets." },
-    { "config check", "", 0, 0, 0, config_check, "As --check of hyperpage-fcgi and hyperpage-coordinator. 2: wrong." },
+    { "config show", "", 0, 0, 0, config_show_all, NULL, "The options as they come out, without secrets." },
+    { "config check", "", 0, 0, 0, config_check, NULL,
+      "As --check of hyperpage-fcgi and hyperpage-coordinator. 2: wrong." },
 };
 #define COMMANDS (sizeof commands / sizeof commands[0])
 
@@ -87,6 +90,9 @@ static const struct flag {
     [CTL_POD] = { "--pod", "NAME" },
     [CTL_DRY_RUN] = { "--dry-run", NULL },
     [CTL_OVERWRITE] = { "--overwrite", NULL },
+    [CTL_URL] = { "--url", "URL" },
+    [CTL_TOKEN_FILE] = { "--token-file", "FILE" },
+    [CTL_CACERT] = { "--cacert", "FILE" },
 };
 
 /* --- errors --- */
@@ -122,15 +128,22 @@ static void add_flags(unsigned allowed, struct buf *out)
 static int help(void)
 {
     struct buf out = BUF_INIT(64 * 1024);
-    buf_puts(&out,
-             "usage: hyperpagectl COMMAND [--json] [--timeout S] [--config FILE] [--OPTION VALUE ...]\n\n"
-             "Looks at and steers the session service of this node, over RUN_DIR, STATE_DIR and its stores. It takes\n"
-             "the options that hyperpage-fcgi has, from the same places: give it the same file or environment.\n"
-             "--json prints one JSON object. --timeout is 60 seconds unless given; export and import then take the\n"
-             "time they need. As root it acts as the owner of RUN_DIR.\n\nCommands:\n");
+    buf_puts(
+        &out,
+        "usage: hyperpagectl COMMAND [--json] [--timeout S] [--config FILE] [--OPTION VALUE ...]\n"
+        "       hyperpagectl COMMAND --url URL [--token-file FILE] [--cacert FILE] [--json] [--timeout S]\n\n"
+        "Looks at and steers the session service of this node, over RUN_DIR, STATE_DIR and its stores. It takes\n"
+        "the options that hyperpage-fcgi has, from the same places: give it the same file or environment.\n"
+        "--json prints one JSON object. --timeout is 60 seconds unless given; export and import then take the\n"
+        "time they need. As root it acts as the owner of RUN_DIR.\n\n"
+        "With --url it asks a node over HTTP: its web server's http://HOST[:PORT]/ or https://HOST[:PORT]/, whose\n"
+        "certificate the machine's authorities, or those of --cacert, must vouch for. The token of administrators\n"
+        "stands in --token-file, ADMIN_TOKEN_FILE or ADMIN_TOKEN. Commands marked with * know this.\n\n"
+        "Commands:\n");
     for (size_t i = 0; i < COMMANDS; i++) {
         buf_printf(&out, "  %s%s%s", commands[i].name, commands[i].words[0] ? " " : "", commands[i].words);
         add_flags(commands[i].flags, &out);
+        if (commands[i].run_remote != NULL) buf_puts(&out, " *");
         buf_puts(&out, "\n");
         config_wrap(commands[i].help, 6, 100, &out);
     }
@@ -162,7 +175,7 @@ static bool take_flag(struct ctl *c, char **argv, int *at, bool *good)
 static bool read_call(struct ctl *c, int argc, char **argv, const char *words[], size_t *count)
 {
     bool good = true, only_words = false;
-    c->argv = mem_alloc(((size_t)argc + 1) * sizeof *c->argv);
+    c->argv = mem_alloc(((size_t)argc + 3) * sizeof *c->argv);
     c->argv[c->argc++] = argv[0];
     for (int i = 1; i < argc; i++) {
         if (!only_words && strcmp(argv[i], "--") == 0) {
@@ -176,6 +189,10 @@ static bool read_call(struct ctl *c, int argc, char **argv, const char *words[],
             c->argv[c->argc++] = argv[i];
             if (strchr(argv[i], '=') == NULL && argv[i + 1] != NULL) c->argv[c->argc++] = argv[++i];
         }
+    }
+    if (c->flag[CTL_TOKEN_FILE] != NULL) { /* as if this option had been given */
+        c->argv[c->argc++] = "--admin-token-file";
+        c->argv[c->argc++] = (char *)c->flag[CTL_TOKEN_FILE];
     }
     return true;
 }
@@ -205,8 +222,12 @@ static bool check_flags(struct ctl *c, const struct command *cmd)
     char *end = "";
     long long s = TIMEOUT_S;
     for (int f = 0; f < CTL_FLAGS; f++)
-        if (c->flag[f] != NULL && !((cmd->flags | MAY(JSON) | MAY(TIMEOUT)) & 1u << f))
+        if (c->flag[f] != NULL && !((cmd->flags | ALWAYS_MAY) & 1u << f))
             return ctl_fail(CTL_USAGE, "%s: not with %s (see --help)", flags[f].name, cmd->name) == CTL_OK;
+    if (c->flag[CTL_URL] == NULL && (c->flag[CTL_TOKEN_FILE] != NULL || c->flag[CTL_CACERT] != NULL))
+        return ctl_fail(CTL_USAGE, "--token-file, --cacert: only with --url") == CTL_OK;
+    if (c->flag[CTL_URL] != NULL && cmd->run_remote == NULL)
+        return ctl_fail(CTL_USAGE, "%s: works over RUN_DIR, on the node itself: not with --url", cmd->name) == CTL_OK;
     if (c->flag[CTL_TIMEOUT] != NULL) s = strtoll(c->flag[CTL_TIMEOUT], &end, 10);
     if (*end != '\0' || s < 1 || s > 86400)
         return ctl_fail(CTL_USAGE, "--timeout %s: allowed is 1 to 86400 (s)", c->flag[CTL_TIMEOUT]) == CTL_OK;
@@ -235,9 +256,9 @@ static enum ctl_exit run(struct ctl *c, const struct command *cmd)
     buf_done(&warnings);
     if (c->config == NULL) return ctl_failed(c, &e);
     if (!log_open("ctl", LOG_WARN, LOG_TEXT, "", &e)) return ctl_failed(c, &e);
-    if (!become_owner(c->config->run_dir)) return CTL_UNREACHABLE;
+    if (c->flag[CTL_URL] == NULL && !become_owner(c->config->run_dir)) return CTL_UNREACHABLE;
     report_init(&c->report, c->flag[CTL_JSON] != NULL);
-    code = cmd->run(c);
+    code = c->flag[CTL_URL] != NULL ? cmd->run_remote(c) : cmd->run(c);
     bool told = c->report.text.len > (c->report.json ? 1 : 0);
     if (told && !report_print(&c->report)) code = ctl_fail(CTL_NOT_SO, "the answer cannot be written");
     report_done(&c->report);

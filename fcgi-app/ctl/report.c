@@ -95,8 +95,8 @@ void report_close_list(struct report *r)
     if (r->json) buf_puts(&r->text, "]");
 }
 
-/* A terminal obeys control characters, C1 too (U+0080 to U+009F, in UTF-8 0xC2 and the byte). */
-static void add_shown(struct buf *out, struct bytes value)
+/* C1 is U+0080 to U+009F, in UTF-8 0xC2 and the byte. */
+void report_add_shown(struct buf *out, struct bytes value)
 {
     for (size_t i = 0; i < value.len;) {
         unsigned char c = (unsigned char)value.at[i];
@@ -117,10 +117,10 @@ void report_text(struct report *r, const char *name, struct bytes value)
         buf_json_string(&r->text, value);
     } else if (r->in_row && memchr(value.at, ' ', value.len) != NULL) {
         buf_puts(&r->text, "\"");
-        add_shown(&r->text, value);
+        report_add_shown(&r->text, value);
         buf_puts(&r->text, "\"");
     } else {
-        add_shown(&r->text, value);
+        report_add_shown(&r->text, value);
     }
     end(r);
 }

@@ -37,4 +37,7 @@ void report_time(struct report *r, const char *name, int64_t wall_ms);  /* 0 is 
 void report_ms(struct report *r, const char *name, int64_t us);         /* as milliseconds, with fractions */
 void report_json(struct report *r, const char *name, struct bytes raw); /* a JSON value; no bytes are null */
 
+/* Appends text from outside as it may stand on a terminal, which obeys control characters, C1 too: each is a "?". */
+void report_add_shown(struct buf *out, struct bytes value);
+
 #endif

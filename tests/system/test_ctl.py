@@ -529,4 +529,7 @@ def test_bash_completes_commands_and_their_options(folder):
     assert completions("send", "--priority", "") == ["low", "normal", "high"]
     assert completions("scale", "") == []
     (folder / "a.conf").touch()
-    assert completions("status", "--config", f"{folder}/a") == [f"{folder}/a.conf"]
+    for words in (["status", "--config"], ["status", "--token-file"], ["store", "import"]):
+        assert completions(*words, f"{folder}/a") == [f"{folder}/a.conf"]
+    assert completions("store", "import", "--o") == ["--overwrite"]
+    assert completions("status", "--url", "x", "--ca") == ["--cacert"]
