@@ -130,7 +130,7 @@ static void must_fail(const char *command, enum err_kind kind, const char *text)
     if (strncmp(err.text, text, strlen(text)) != 0) assert_string_equal(err.text, text);
 }
 
-static long long number(const char *command)
+static long long stat_of(const char *command)
 {
     redisReply *reply = call_by(in_ms(5000), command);
     assert_non_null(reply);
@@ -159,7 +159,7 @@ static void commands_are_answered(void)
     must_answer("SET plain value", REDIS_REPLY_STATUS, "OK");
     must_answer("GET plain", REDIS_REPLY_STRING, "value");
     must_answer("GET nothing", REDIS_REPLY_NIL, NULL);
-    assert_int_equal(number("DEL plain"), 1);
+    assert_int_equal(stat_of("DEL plain"), 1);
     assert_true(server_says("CLIENT LIST", "name=tested"));
 }
 
@@ -655,7 +655,7 @@ static void a_late_reply_never_meets_a_later_call(void)
     for (int i = 1; i <= 3; i++) {
         must_fail("HOLD late", ERR_UNAVAILABLE, "redis did not answer within 50 ms");
         must_answer("ECHO own", REDIS_REPLY_STRING, "own");
-        assert_int_equal(number("CONNECTIONS"), 1 + i);
+        assert_int_equal(stat_of("CONNECTIONS"), 1 + i);
     }
     end_fake_server();
 }
@@ -672,7 +672,7 @@ static void a_deadline_before_the_timeout_gives_the_reply_up_and_keeps_the_conne
         must_answer("ECHO own", REDIS_REPLY_STRING, "own");
         must_answer("ECHO second", REDIS_REPLY_STRING, "second");
     }
-    assert_int_equal(number("CONNECTIONS"), 1);
+    assert_int_equal(stat_of("CONNECTIONS"), 1);
     end_fake_server();
 }
 
@@ -744,7 +744,7 @@ static void write_once(void *arg)
 
 static void read_waits(void *arg)
 {
-    *(int *)arg = (int)number("WAITS");
+    *(int *)arg = (int)stat_of("WAITS");
 }
 
 static void the_writes_of_a_round_share_one_wait(void **state)
