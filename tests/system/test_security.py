@@ -86,17 +86,17 @@ def test_the_acl_allows_all_that_the_service_does_and_no_more(folder, servers, g
 
 
 def test_the_acl_allows_a_refuge_and_its_replay(folder, servers, guarded):
-    guarded.call("REPLICAOF", "127.0.0.1", free_port())
-    guarded.call("REPLICAOF", "NO", "ONE")
     pool = servers.enter_context(Pool(folder, REDIS_URL=guarded.guarded_url, SESSION_REDIS_WAIT_REPLICAS=0))
-    session_id = said(pool.ask("GET", "/api/sessions"))["sessionId"]
+    session_id, ended = (said(pool.ask("GET", "/api/sessions"))["sessionId"] for _ in range(2))
     guarded.call("REPLICAOF", "127.0.0.1", free_port())  # read-only: away
     changed = pool.ask("PATCH", f"/api/sessions/{session_id}", {"a": 1})
     assert changed.status == 200 and changed.headers["X-Session-Store"] == "refuge"
     born = said(pool.ask("GET", "/api/sessions"))["sessionId"]
+    said(pool.ask("DELETE", f"/api/sessions/{ended}"))
     guarded.call("REPLICAOF", "NO", "ONE")
     wait_until(lambda: b'"a":1' in guarded.call("GET", f"hyperpage:session:{session_id}")
-               and guarded.call("EXISTS", f"hyperpage:session:{born}"), "both are back")
+               and guarded.call("EXISTS", f"hyperpage:session:{born}")
+               and not guarded.call("EXISTS", f"hyperpage:session:{ended}"), "all three are back")
     assert refused(guarded) == []
 
 
