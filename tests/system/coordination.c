@@ -18,7 +18,7 @@ static void text(const char *name, const char *value)
     buf_done(&out);
 }
 
-static void number(const char *name, int64_t value, const char *after)
+static void say_number(const char *name, int64_t value, const char *after)
 {
     printf("\"%s\":%" PRId64 "%s", name, value, after);
 }
@@ -29,20 +29,20 @@ static void show_leader(const struct coordination *c)
     coordination_read_leader(c, &l);
     text("pod", l.pod);
     text("leader", l.leader);
-    number("term", l.term, ",");
-    number("is_leader", l.is_leader, ",");
-    number("subscribed", l.subscribed, ",");
-    number("alive", coordination_alive(c, clock_mono_ms()), ",");
-    number("lag_ms", coordination_lag_ms(c), ",");
-    number("generation", (int64_t)coordination_generation(c), ",");
+    say_number("term", l.term, ",");
+    say_number("is_leader", l.is_leader, ",");
+    say_number("subscribed", l.subscribed, ",");
+    say_number("alive", coordination_alive(c, clock_mono_ms()), ",");
+    say_number("lag_ms", coordination_lag_ms(c), ",");
+    say_number("generation", (int64_t)coordination_generation(c), ",");
 }
 
 static void show_pods(const struct coordination *c)
 {
     static struct coordination_pods pods;
     coordination_read_pods(c, &pods);
-    number("pod_count", pods.all, ",\"pods\":{");
-    for (int64_t i = 0; i < pods.count; i++) number(pods.pod[i].name, pods.pod[i].until_ms, i + 1 < pods.count ? "," : "");
+    say_number("pod_count", pods.all, ",\"pods\":{");
+    for (int64_t i = 0; i < pods.count; i++) say_number(pods.pod[i].name, pods.pod[i].until_ms, i + 1 < pods.count ? "," : "");
     printf("},");
 }
 
@@ -51,9 +51,9 @@ static void show_messages(const struct coordination *c)
     static struct coordination_messages seen;
     coordination_read_messages(c, &seen);
     printf("\"messages\":{");
-    for (int t = 0; t < MESSAGE_TYPES; t++) number(message_types[t], seen.type[t].count, ",");
-    number("unknown", seen.type[MESSAGE_UNKNOWN].count, "},\"last_ms\":{");
-    for (int t = 0; t < MESSAGE_TYPES; t++) number(message_types[t], seen.type[t].last_ms, t + 1 < MESSAGE_TYPES ? "," : "},");
+    for (int t = 0; t < MESSAGE_TYPES; t++) say_number(message_types[t], seen.type[t].count, ",");
+    say_number("unknown", seen.type[MESSAGE_UNKNOWN].count, "},\"last_ms\":{");
+    for (int t = 0; t < MESSAGE_TYPES; t++) say_number(message_types[t], seen.type[t].last_ms, t + 1 < MESSAGE_TYPES ? "," : "},");
 }
 
 static void show_limits(const struct coordination *c)
@@ -66,9 +66,9 @@ static void show_limits(const struct coordination *c)
         printf("%s{", i > 0 ? "," : "");
         text("platform", l->platform);
         text("endpoint", l->endpoint);
-        number("limit", l->limit, ",");
-        number("remaining", l->remaining, ",");
-        number("usage_permille", l->usage_permille, "}");
+        say_number("limit", l->limit, ",");
+        say_number("remaining", l->remaining, ",");
+        say_number("usage_permille", l->usage_permille, "}");
     }
     printf("],");
 }
@@ -83,7 +83,7 @@ static void show_metrics(struct shared *sh)
     totals_read(sh, totals);
     printf("\"metrics\":{");
     for (int m = 0; m < METRIC_COUNT; m++)
-        number(names[m], (int64_t)totals[m], m + 1 < METRIC_COUNT ? "," : "}");
+        say_number(names[m], (int64_t)totals[m], m + 1 < METRIC_COUNT ? "," : "}");
 }
 
 int main(int argc, char **argv)
