@@ -132,7 +132,7 @@ def installed(tmp_path_factory):
     return {f"/{path.relative_to(root)}" for path in root.rglob("*")}
 
 
-SUFFIX = re.compile(r"\.(c|h|def|md|py|sh|js|conf|json|yml|sql|awk|html|css|lua|mdoc|bash)$")
+SUFFIX = re.compile(r"\w\.(c|h|def|md|py|sh|js|conf|json|yml|sql|awk|html|css|lua|mdoc|bash)$")
 OF_THE_MACHINE = re.compile(r"/(run|var/lib|var/log|tmp|etc/(hyperpage/(prod|staging)|ssl|stunnel))(/|$)")
 
 

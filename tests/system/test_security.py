@@ -4,16 +4,16 @@ server."""
 import contextlib
 import http.client
 import json
+import os
 import re
 import socket
 import ssl
 import subprocess
-import time
 
 import pytest
 
 from postgres import Postgres
-from servers import REPO, Coordinator, Front, Pool, Redis, Server, accepts, free_port, wait_until
+from servers import BUILD, REPO, Coordinator, Front, Pool, Redis, Server, accepts, free_port, wait_until
 
 PAGE = (REPO / "docs/security.md").read_text()
 SERVICE = {"Authorization": "Bearer service-token"}
@@ -64,6 +64,16 @@ def use_all(pool):
         assert said(pool.ask("POST", "/api/admin/coordination/messages", message, headers=ADMIN))["receivers"] >= 1
 
 
+def use_tool(node, folder):
+    """The operator's tool, by the same user."""
+    for words in (["sessions", "count"], ["sessions", "list", "bob"], ["store", "check"], ["cache", "flush"],
+                  ["store", "export", folder / "sessions"], ["store", "import", folder / "sessions"],
+                  ["send", "broadcast", "{}"], ["sessions", "revoke", "bob"]):
+        done = subprocess.run([BUILD / "hyperpagectl", *words], env={**os.environ, **{k: str(v) for k, v in node.items()}},
+                              text=True, capture_output=True, timeout=30)
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+
+
 def test_the_acl_allows_all_that_the_service_does_and_no_more(folder, servers, guarded):
     database = servers.enter_context(Postgres(folder))
     node = {"RUN_DIR": folder / "a/run", "STATE_DIR": folder / "a/state", "REDIS_URL": guarded.guarded_url, "POD_NAME": "a"}
@@ -71,10 +81,13 @@ def test_the_acl_allows_all_that_the_service_does_and_no_more(folder, servers, g
     pool = servers.enter_context(Pool(folder, SESSION_ROLLING="true", **TOKENS, **node))
     wait_until(lambda: said(pool.ask("GET", "/api/coordination"))["leader"]["isSelf"], "it leads")
     wait_until(lambda: "session cache is coherent" in coordinator.log(), "it hears of changes")
+    wait_until(lambda: database.value("SELECT to_regclass('hyperpage_schema') IS NOT NULL"), "the tables are made")
     use_all(pool)
     user = said(pool.ask("POST", "/api/sessions?create=1", {"sessionData": {"userId": "bob"}}, headers=SERVICE), 201)["sessionId"]
     wait_until(lambda: database.ask("SELECT 1 FROM user_sessions WHERE session_token = %s", user), "the registry has heard of it")
     wait_until(lambda: database.ask("SELECT 1 FROM jobs WHERE type = 'cleanup' AND status = 'completed'"), "the cleanup has scanned")
+    wait_until(lambda: guarded.call("EXISTS", "hyperpage:sessions:active"), "the sessions are counted")
+    use_tool(node, folder)
     coordinator.stop()  # gives the lease back
     assert refused(guarded) == []
     with guarded.connection() as r:
