@@ -55,7 +55,7 @@ POOL_O   := $(patsubst %,$(BUILD)/fcgi-app/pool/%.o,$(POOL))
 CTL_O    := $(patsubst %,$(BUILD)/fcgi-app/ctl/%.o,$(CTL))
 COORDINATOR_O := $(patsubst %,$(BUILD)/fcgi-app/coordinator/%.o,$(COORDINATOR))
 
-.PHONY: all deps run test units system faults nemesis reliability hosts layers browser reference bench asan tsan fuzz format \
+.PHONY: all deps run demo test units system faults nemesis reliability hosts layers browser reference bench asan tsan fuzz format \
         install uninstall deb fresh clean
 all: $(PROGRAMS) $(BUILD)/man/hyperpage.conf.5
 
@@ -102,6 +102,10 @@ deps:
 run: deps
 	@$(MAKE) --no-print-directory -j$$(nproc) all
 	@exec env BUILD=$(BUILD) conf/run.sh
+demo: # three nodes behind a balancer on port 8080, and what to try there
+	@conf/deps.sh demo
+	@$(MAKE) --no-print-directory -j$$(nproc) all
+	@exec env BUILD=$(BUILD) conf/demo.sh
 test:
 	@conf/deps.sh test
 	@$(MAKE) --no-print-directory -j$$(nproc) all layers

@@ -3,6 +3,7 @@
 # root.
 #
 #   conf/deps.sh run        what `make run` needs
+#   conf/deps.sh demo       what `make demo` needs
 #   conf/deps.sh test       what `make test` needs
 #   conf/deps.sh browser    what `make browser` needs
 #   conf/deps.sh package    what `make deb` needs
@@ -12,12 +13,13 @@ set -eu
 
 case ${1:-} in
     run) groups='build run' ;;
-    test) groups='build run test' ;;
-    browser) groups='build run test browser' ;;
+    demo) groups='build run demo' ;;
+    test) groups='build run demo test' ;;
+    browser) groups='build run demo test browser' ;;
     package) groups='build package' ;;
-    fresh) groups='build run test package fresh' ;;
-    tools) groups='build run test package fresh tools' ;;
-    *) echo "usage: conf/deps.sh run|test|browser|package|fresh|tools" >&2; exit 2 ;;
+    fresh) groups='build run demo test package fresh' ;;
+    tools) groups='build run demo test package fresh tools' ;;
+    *) echo "usage: conf/deps.sh run|demo|test|browser|package|fresh|tools" >&2; exit 2 ;;
 esac
 
 wanted=$(awk -v groups=" $groups " '

@@ -32,6 +32,7 @@ text 644 $MAN/hyperpage.conf.5 $share/man/man5/hyperpage.conf.5
 config 640 conf/hyperpage.conf $SYSCONFDIR/hyperpage/hyperpage.conf
 config 644 lighttpd.conf $SYSCONFDIR/hyperpage/lighttpd.conf
 config 644 conf/nginx.conf $SYSCONFDIR/hyperpage/nginx.conf
+config 644 conf/balancer.conf $SYSCONFDIR/hyperpage/balancer.conf
 config 644 conf/logrotate $SYSCONFDIR/logrotate.d/hyperpage
 text 644 conf/completion/hyperpagectl.bash $share/bash-completion/completions/hyperpagectl
 text 644 conf/systemd/hyperpage-.service.d/hardening.conf $systemd/hyperpage-.service.d/hardening.conf

@@ -48,7 +48,8 @@ def installed(folder):
 
 def test_installs_what_a_machine_needs_and_takes_it_away_again(folder, installed):
     files = installed.files()
-    for name in ("etc/hyperpage/hyperpage.conf", "etc/hyperpage/lighttpd.conf", "etc/hyperpage/nginx.conf", "etc/logrotate.d/hyperpage",
+    for name in ("etc/hyperpage/hyperpage.conf", "etc/hyperpage/lighttpd.conf", "etc/hyperpage/nginx.conf",
+                 "etc/hyperpage/balancer.conf", "etc/logrotate.d/hyperpage",
                  "usr/bin/hyperpage-fcgi", "usr/bin/hyperpage-coordinator", "usr/lib/systemd/system/hyperpage-fcgi.socket",
                  "usr/lib/systemd/system/hyperpage-coordinator.service", "usr/lib/sysusers.d/hyperpage.conf",
                  "usr/lib/tmpfiles.d/hyperpage.conf", "usr/share/hyperpage/errors/503.html",
