@@ -352,14 +352,14 @@ static void bucket_carry_over(struct session_cache *c, struct set *s, uint32_t h
     }
 }
 
-/* Says that the session with that hash has changed; true if nobody else had said so since `epoch`. */
-static bool set_raise(struct session_cache *c, struct set *s, uint32_t hash, uint64_t epoch)
+/* Says that the session with that hash has changed, and returns the tide that stood before. */
+static uint64_t set_raise(struct session_cache *c, struct set *s, uint32_t hash)
 {
     _Atomic uint64_t *tide = &s->tide[hash % BUCKETS];
     uint64_t was = atomic_fetch_add(tide, EPOCH_ONE);
     bucket_carry_over(c, s, hash, was);
     if ((uint32_t)(was >> 32) - (uint32_t)was > MOST_DEPTH) bucket_kill(tide);
-    return stamp_of(c, was) == epoch;
+    return was;
 }
 
 struct session {
@@ -804,35 +804,50 @@ void session_cache_put(struct session_cache *c, const char *id, struct bytes doc
     set_leave(sn.set);
 }
 
-/* The session has changed: `doc`, if it is not NULL and nobody came between, is what it is now; then true. */
-static bool note_change(struct session_cache *c, const char *id, const struct bytes *doc, int64_t expires_at_ms,
-                        uint64_t epoch)
+/* Took the set, or killed the bucket: whoever has the set may be about to write what is older. */
+static bool take_or_kill(struct session_cache *c, const struct session *sn)
 {
-    struct session sn;
-    if (!locate(c, id, &sn)) return true; /* nobody keeps anything */
-    if (!set_take(c, sn.set)) {
-        bucket_kill(&sn.set->tide[sn.hash % BUCKETS]);
-        return false;
-    }
-    bool latest = set_raise(c, sn.set, sn.hash, epoch);
-    struct entry *en = entry_find(sn.set, sn.hash);
-    if (doc != NULL && latest && doc->len <= SESSION_CACHE_MOST_DOC_BYTES)
-        set_store(c, &sn, *doc, expires_at_ms, epoch + 1);
-    else if (en != NULL)
-        set_remove(c, sn.set, en);
-    set_leave(sn.set);
-    return latest;
+    bool taken = set_take(c, sn->set);
+    if (!taken) bucket_kill(&sn->set->tide[sn->hash % BUCKETS]);
+    return taken;
+}
+
+/* The tide has risen since `epoch` to `was`: by invalidations only? Every other change that was noted since has left a
+ * copy with a stamp above `epoch`, or a dead one, or none. A new generation may be a new table with epochs of its own.
+ */
+static bool only_invalidated(struct session_cache *c, const struct entry *en, uint64_t was, uint64_t epoch)
+{
+    if (en == NULL || stamp_of(c, was) >> 32 != epoch >> 32) return false;
+    uint64_t stamp = READ(en->stamp);
+    return !is_dead(stamp, was) && (int32_t)((uint32_t)stamp - (uint32_t)epoch) <= 0;
 }
 
 bool session_cache_note_write(struct session_cache *c, const char *id, struct bytes doc, int64_t expires_at_ms,
                               uint64_t epoch)
 {
-    return note_change(c, id, &doc, expires_at_ms, epoch);
+    struct session sn;
+    if (!locate(c, id, &sn)) return true; /* nobody keeps anything */
+    if (!take_or_kill(c, &sn)) return false;
+    uint64_t was = set_raise(c, sn.set, sn.hash);
+    struct entry *en = entry_find(sn.set, sn.hash);
+    bool latest = stamp_of(c, was) == epoch, known = latest || only_invalidated(c, en, was, epoch);
+    if (!latest) set_raise(c, sn.set, sn.hash); /* above the stamp of the copy, which is thereby unproven */
+    if (known && doc.len <= SESSION_CACHE_MOST_DOC_BYTES)
+        set_store(c, &sn, doc, expires_at_ms, epoch >> 32 << 32 | (uint32_t)((was >> 32) + 1));
+    else if (en != NULL)
+        set_remove(c, sn.set, en);
+    set_leave(sn.set);
+    return known;
 }
 
 void session_cache_drop(struct session_cache *c, const char *id)
 {
-    note_change(c, id, NULL, 0, 0);
+    struct session sn;
+    if (!locate(c, id, &sn) || !take_or_kill(c, &sn)) return;
+    set_raise(c, sn.set, sn.hash);
+    struct entry *en = entry_find(sn.set, sn.hash);
+    if (en != NULL) set_remove(c, sn.set, en);
+    set_leave(sn.set);
 }
 
 void session_cache_invalidate(struct session_cache *c, const char *id)
@@ -840,7 +855,7 @@ void session_cache_invalidate(struct session_cache *c, const char *id)
     struct session sn;
     if (!locate(c, id, &sn)) return;
     if (set_take(c, sn.set)) {
-        set_raise(c, sn.set, sn.hash, 0);
+        set_raise(c, sn.set, sn.hash);
         set_leave(sn.set);
     } else {
         atomic_fetch_add(&sn.set->tide[sn.hash % BUCKETS], EPOCH_ONE);

@@ -61,8 +61,9 @@ uint64_t session_cache_epoch(struct session_cache *c, const char *id);
 void session_cache_put(struct session_cache *c, const char *id, struct bytes doc, int64_t expires_at_ms,
                        uint64_t epoch);
 
-/* `doc` has been written to Redis. If others have written since `epoch`, nobody here knows what came last: then there
- * is no copy until the next fill, and the answer is false. */
+/* `doc` has been written to Redis. If the session has been invalidated since `epoch`, its copy is unproven: Redis tells
+ * of our own writes, too, and nobody here knows whether it was that. If others have written since, nobody knows what
+ * came last, nor where there was no copy before: then there is none until the next fill, and the answer is false. */
 bool session_cache_note_write(struct session_cache *c, const char *id, struct bytes doc, int64_t expires_at_ms,
                               uint64_t epoch);
 

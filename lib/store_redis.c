@@ -195,7 +195,7 @@ static void keep_written(struct store_redis *sr, const char *id, uint64_t epoch,
                          int64_t expires_at_ms)
 {
     if (sr->o.copies == NULL || session_cache_note_write(sr->o.copies, id, doc, expires_at_ms, epoch)) return;
-    if (!is_coherent(sr)) refill(sr, id); /* else it may just be the echo of an earlier write, and the next read fills */
+    refill(sr, id);
 }
 
 static void forget_copy(struct store_redis *sr, const char *id)
@@ -347,6 +347,8 @@ static bool redis_store_create(void *self, const char *id, struct bytes doc, con
     }
     if (res->changed) {
         res->expires_at_ms = expires_at_ms;
+        /* Of an id that nobody knows yet nobody else can have written: what was heard meanwhile was our own write. */
+        if (terms->minted && sr->o.copies != NULL) before.epoch = session_cache_epoch(sr->o.copies, id);
         keep_written(sr, id, before.epoch, doc, expires_at_ms);
     }
     return true;

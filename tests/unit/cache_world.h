@@ -82,14 +82,14 @@ static inline void world_step(struct world *w, struct session_cache *c, uint32_t
     }
     world_id(session, id);
     uint64_t epoch = session_cache_epoch(c, id);
-    if (kind < 75) { /* a fill */
+    if (kind < 70) { /* a fill */
         uint32_t version = atomic_load(&w->redis[session]);
         session_cache_put(c, id, world_doc(session, version, text), 0, epoch);
-    } else if (kind < 95) {
+    } else if (kind < 90) {
         uint32_t version = atomic_fetch_add(&w->redis[session], 1) + 1;
         session_cache_note_write(c, id, world_doc(session, version, text), 0, epoch);
         world_acknowledge(w, session, version);
-    } else if (kind < 97) { /* a write of which the cache learns only that it was */
+    } else if (kind < 92) { /* a write of which the cache learns only that it was */
         uint32_t version = atomic_fetch_add(&w->redis[session], 1) + 1;
         session_cache_drop(c, id);
         world_acknowledge(w, session, version);

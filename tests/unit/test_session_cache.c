@@ -284,6 +284,68 @@ static void of_two_writes_in_unknown_order_none_is_kept(void **state)
     session_cache_close(a);
 }
 
+static bool note_late(struct session_cache *c, const char *text, uint64_t epoch)
+{
+    return session_cache_note_write(c, "s", bytes_of(text), 0, epoch);
+}
+
+/* As every write is that Redis tells of before it has answered us. */
+static void a_write_that_was_only_invalidated_meanwhile_leaves_an_unproven_copy(void **state)
+{
+    (void)state;
+    struct session_cache *c = open_cache(ONE_SET);
+    note_write(c, "s", "first");
+    for (int i = 0; i < 3; i++) { /* the copy it leaves is one to go on from */
+        uint64_t epoch = session_cache_epoch(c, "s");
+        session_cache_invalidate(c, "s");
+        assert_true(note_late(c, i % 2 ? "odd" : "even", epoch));
+        assert_holds(c, "s", i % 2 ? "odd" : "even", false);
+    }
+    put(c, "s", "read");
+    assert_holds(c, "s", "read", true);
+    session_cache_close(c);
+}
+
+static void a_write_beside_an_invalidation_and_another_write_leaves_none(void **state)
+{
+    (void)state;
+    struct session_cache *c = open_cache(ONE_SET);
+    uint64_t earlier, later;
+    for (int order = 0; order < 2; order++) { /* of what was heard; of the writes nobody knows it */
+        note_write(c, "s", "first");
+        earlier = session_cache_epoch(c, "s");
+        session_cache_invalidate(c, "s");
+        later = session_cache_epoch(c, "s");
+        assert_true(note_late(c, "one", order ? later : earlier));
+        assert_false(note_late(c, "other", order ? earlier : later));
+        assert_false(get(c, "s"));
+    }
+    note_write(c, "s", "first");
+    earlier = session_cache_epoch(c, "s");
+    session_cache_drop(c, "s"); /* no copy, no telling whether there was one since */
+    assert_false(note_late(c, "other", earlier));
+    earlier = session_cache_epoch(c, "s");
+    note_write(c, "s", "filled");
+    session_cache_invalidate_all(c);
+    assert_false(note_late(c, "other", earlier));
+    assert_false(get(c, "s"));
+    session_cache_close(c);
+}
+
+static void of_a_new_table_no_epoch_of_the_old_one_says_anything(void **state)
+{
+    (void)state;
+    struct session_cache *a = open_cache(2 * ONE_SET);
+    for (int i = 0; i < 5; i++) note_write(a, "s", "old");
+    uint64_t epoch = session_cache_epoch(a, "s");
+    struct session_cache *b = open_cache(ONE_SET);
+    note_write(b, "s", "new");
+    assert_false(note_late(a, "old", epoch));
+    assert_false(get(b, "s"));
+    session_cache_close(b);
+    session_cache_close(a);
+}
+
 static void an_invalidated_copy_stays_unproven_until_it_is_filled_again(void **state)
 {
     (void)state;
@@ -311,9 +373,12 @@ static void a_change_of_one_session_leaves_the_others_alone(void **state)
     for (uint32_t i = 0; i < 150; i++) put(c, world_id(i, id), "x");
     for (uint32_t i = 0; i < 50; i++) {
         note_write(c, world_id(i * 3, id), "y");
-        session_cache_invalidate(c, world_id(i * 3 + 1, id));
+        uint64_t epoch = session_cache_epoch(c, world_id(i * 3 + 1, id));
+        session_cache_invalidate(c, id);
+        session_cache_note_write(c, id, bytes_of("z"), 0, epoch);
     }
-    for (uint32_t i = 0; i < 150; i++) assert_holds(c, world_id(i, id), i % 3 == 0 ? "y" : "x", i % 3 != 1);
+    for (uint32_t i = 0; i < 150; i++)
+        assert_holds(c, world_id(i, id), (const char *[]){ "y", "z", "x" }[i % 3], i % 3 != 1);
     for (uint32_t i = 0; i < 50; i++) session_cache_drop(c, world_id(i * 3, id));
     for (uint32_t i = 0; i < 150; i++) assert_int_equal(get(c, world_id(i, id)), i % 3 != 0);
     session_cache_close(c);
@@ -549,6 +614,13 @@ static void write_noted(struct session_cache *c, const char *id, struct bytes te
     session_cache_note_write(c, id, text, 0, epoch);
 }
 
+/* Redis has told of it before it answered. */
+static void write_echoed(struct session_cache *c, const char *id, struct bytes text, uint64_t epoch)
+{
+    session_cache_invalidate(c, id);
+    session_cache_note_write(c, id, text, 0, epoch);
+}
+
 static void drop(struct session_cache *c, const char *id, struct bytes text, uint64_t epoch)
 {
     (void)text, (void)epoch;
@@ -570,6 +642,7 @@ static const struct op {
     { "fill of a new session, with evictions", fill, CROWD, 2, 1 },
     { "write in place", write_noted, 3, 5, 1 }, /* as long as version 1 */
     { "write of another length", write_noted, 4, 3, 1 },
+    { "write that was invalidated meanwhile", write_echoed, 5, 5, 1 },
     { "drop", drop, 3, 0, 1 },
     { "invalidate", invalidate, 3, 0, 1 },
     { "fill of a session just dropped", fill, 3, 5, 5 },
@@ -870,6 +943,9 @@ int main(void)
         TEST(what_is_read_stays_when_room_is_short),
         TEST(a_fill_that_was_overtaken_is_ignored),
         TEST(of_two_writes_in_unknown_order_none_is_kept),
+        TEST(a_write_that_was_only_invalidated_meanwhile_leaves_an_unproven_copy),
+        TEST(a_write_beside_an_invalidation_and_another_write_leaves_none),
+        TEST(of_a_new_table_no_epoch_of_the_old_one_says_anything),
         TEST(an_invalidated_copy_stays_unproven_until_it_is_filled_again),
         TEST(a_change_of_one_session_leaves_the_others_alone),
         TEST(files_are_private_and_reserved),

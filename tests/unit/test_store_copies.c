@@ -8,6 +8,7 @@
 #include "store_cases.h"
 
 #include <ftw.h>
+#include <pthread.h>
 
 #define KEY "hyperpage:session:"
 
@@ -355,6 +356,50 @@ static void a_read_that_prolongs_asks_redis_when_it_is_due(void **state)
     buf_done(&doc);
 }
 
+/* As the coordinator does when it hears of a write before the writer has its answer. */
+static void *invalidate_meanwhile(void *id)
+{
+    struct err e;
+    struct session_cache *coordinators = session_cache_open(dir, 4 << 20, &e);
+    for (bool asked = false; !asked;) {
+        redisReply *info = redisCommand(server.admin, "INFO clients");
+        asked = strstr(info->str, "blocked_clients:1") != NULL;
+        freeReplyObject(info);
+    }
+    session_cache_invalidate(coordinators, id);
+    redis_server_ask(&server, "CLIENT UNPAUSE");
+    session_cache_close(coordinators);
+    return NULL;
+}
+
+static pthread_t hear_of_the_next_write(char *id)
+{
+    pthread_t thread;
+    redis_server_ask(&server, "CLIENT PAUSE 60000 WRITE");
+    assert_int_equal(pthread_create(&thread, NULL, invalidate_meanwhile, id), 0);
+    return thread;
+}
+
+static void a_write_that_redis_tells_of_first_leaves_a_copy_to_go_on_from(void **state)
+{
+    struct store_case *c = *state;
+    struct script s = SCRIPT(STORE_WRITE, "{\"n\":2}");
+    char id[64];
+    snprintf(id, sizeof id, "%s", new_id());
+    be_coherent();
+    pthread_t thread = hear_of_the_next_write(id);
+    create_(c, id, BYTES_LITERAL("{\"n\":1}"), LONG_MS);
+    pthread_join(thread, NULL);
+    assert_int_equal(cost_of_reading(c, id, "{\"n\":1}"), 0);
+    thread = hear_of_the_next_write(id);
+    assert_true(update_(c, id, follow_script, &s, LONG_MS).changed);
+    pthread_join(thread, NULL);
+    assert_copy(id, "{\"n\":2}", LONG_MS);
+    assert_int_equal(cost_of_reading(c, id, "{\"n\":2}"), 1);
+    assert_int_equal(cost_of_reading(c, id, "{\"n\":2}"), 0);
+    buf_done(&s.seen);
+}
+
 #define COHERENT(name) cmocka_unit_test_teardown(name, end_coherence)
 int main(void)
 {
@@ -374,6 +419,7 @@ int main(void)
         COHERENT(a_copy_that_may_have_changed_is_read_anew_with_its_life),
         COHERENT(copies_from_before_the_proof_prove_nothing),
         COHERENT(a_read_that_prolongs_asks_redis_when_it_is_due),
+        COHERENT(a_write_that_redis_tells_of_first_leaves_a_copy_to_go_on_from),
     };
     return cmocka_run_group_tests(tests, start, stop);
 }
