@@ -29,7 +29,8 @@ class Node:
     def __init__(self, folder, servers, name, redis, workers=2, **options):
         self.proxy = servers.enter_context(Proxy(redis.port))
         options = {"RUN_DIR": folder / name / "run", "STATE_DIR": folder / name / "state", "POD_NAME": name,
-                   "SESSION_CACHE_BYTES": 16 << 20, **options}
+                   "SESSION_CACHE_BYTES": 16 << 20,  # a lease is renewed by a script that reads, too: not while we count
+                   "LEADER_ELECTION_TIMEOUT": 60000, "LEADER_HEARTBEAT_INTERVAL": 20000, **options}
         self.coordinator = servers.enter_context(Coordinator(folder, name, REDIS_URL=self.proxy.url, **options))
         self.pool = servers.enter_context(Pool(folder, f"{name} pool", REDIS_URL=redis.url, WORKERS=workers, REDIS_TIMEOUT_MS=2000, **options))
 
