@@ -4,6 +4,7 @@
 
 static _Atomic uint64_t nowhere[METRICS_COUNTERS];
 static _Atomic uint64_t *own = nowhere;
+static bool has_phases = true;
 static uint64_t cpu_counted_us;
 
 const char *const metrics_phases[] = { "wait", "redis", "embedded", "serialise" };
@@ -59,7 +60,12 @@ void metrics_request(enum http_method method, enum endpoint endpoint, int status
 
 void metrics_phase(enum phase phase, int64_t took_us)
 {
-    observe(METRICS_PHASES_AT + phase * METRICS_HISTOGRAM, took_us);
+    if (has_phases) observe(METRICS_PHASES_AT + phase * METRICS_HISTOGRAM, took_us);
+}
+
+void metrics_without_phases(void)
+{
+    has_phases = false;
 }
 
 void metrics_cpu(enum metric m)

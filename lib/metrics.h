@@ -51,6 +51,9 @@ void metrics_add(enum metric m, uint64_t n);
 void metrics_request(enum http_method method, enum endpoint endpoint, int status, int64_t took_us);
 void metrics_phase(enum phase phase, int64_t took_us);
 
+/* This process serves no requests: what it asks for itself is none of their phases. */
+void metrics_without_phases(void);
+
 /* Adds the processor time that this process has used since the last call to `m`. */
 void metrics_cpu(enum metric m);
 

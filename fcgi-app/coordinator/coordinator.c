@@ -165,6 +165,7 @@ static bool open_all(struct coordinator *co, struct err *e)
     if ((co->shared = shared_open(cfg->run_dir, e)) == NULL) return false;
     if ((co->slot = shared_claim(co->shared, SLOT_COORDINATOR, e)) == NULL) return false;
     metrics_use(co->slot->counter);
+    metrics_without_phases();
     if ((co->coordination = coordination_open(cfg->run_dir, e)) == NULL) return false;
     coordination_begin(co->coordination);
     if (!alone && (co->redis = open_redis(co, e)) == NULL) return false;

@@ -184,6 +184,7 @@ int keeper_run(const struct config *cfg, int life_fd, int report_fd)
     if (ok) {
         k.checks = (struct checks){ .shared = sh, .store = k.store, .timeout_ms = cfg->request_timeout_ms };
         metrics_use(slot->counter);
+        metrics_without_phases();
         atomic_store(&slot->state, SLOT_SERVING);
         ssize_t n = write(report_fd, &(char){ WORKER_READY }, 1);
         (void)n;

@@ -70,6 +70,18 @@ def busy_pool(request, folder, servers):
     return pool
 
 
+def test_phases_are_those_of_requests(folder, servers):
+    """Not of what the keeper and a coordinator ask for themselves."""
+    redis = servers.enter_context(Redis(folder))
+    pool = servers.enter_context(Pool(folder, REDIS_URL=redis.url))
+    wait_until(lambda: metric(pool, "workers", state="idle|busy") == 2, "both workers have begun")
+    phases, commands = metric(pool, "phase_seconds_count", phase="redis|embedded"), metric(pool, "redis_commands_total")
+    wait_until(lambda: metric(pool, "redis_commands_total") > commands + 5, "the keeper looks at Redis")
+    assert metric(pool, "phase_seconds_count", phase="redis|embedded") == phases
+    pool.ask("GET", "/api/sessions")
+    assert metric(pool, "phase_seconds_count", phase="redis|embedded") > phases
+
+
 def test_the_embedded_store_says_how_many_sessions_it_holds(pool):
     made = [json.loads(pool.ask("GET", "/api/sessions").body)["sessionId"] for _ in range(5)]
     pool.ask("DELETE", f"/api/sessions/{made[0]}")
