@@ -325,7 +325,7 @@ static void link_is_up(struct redis_link *l)
     l->connection++;
     metrics_add(METRIC_redis_connects_total, 1);
     if (l->down_since_ms > 0)
-        log_info("redis back: server=%s away_ms=%lld", l->name, (long long)(clock_mono_ms() - l->down_since_ms));
+        log_info("redis reached again: server=%s away_ms=%lld", l->name, (long long)(clock_mono_ms() - l->down_since_ms));
     else
         log_debug("redis connected: server=%s", l->name);
     l->down_since_ms = 0;
