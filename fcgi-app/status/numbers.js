@@ -42,6 +42,8 @@ const NONE = "–";
 
 export const count = (n) => Number.isFinite(n) ? (n < 1e7 ? grouped.format(n) : compact.format(n)) : NONE;
 
+export const plural = (n, noun) => `${count(n)} ${noun}${n === 1 ? "" : "s"}`;
+
 export function rate(n) {
   if (!Number.isFinite(n)) return NONE;
   return n === 0 ? "0" : n < 10 ? n.toFixed(1) : n < 1e5 ? grouped.format(n) : compact.format(n);

@@ -2,7 +2,7 @@
 // seconds, from which rates and quantiles come, and three minutes of points for the charts.
 
 import { Chart, decades, linear } from "./chart.js";
-import { age, at, bytes, count, duration, isOther, minus, percent, perSecond, plus, quantile, rate } from "./numbers.js";
+import { age, at, bytes, count, duration, isOther, minus, percent, perSecond, plural, plus, quantile, rate } from "./numbers.js";
 import { mark, put, Rows } from "./rows.js";
 
 const EVERY_MS = 1000, TIMEOUT_MS = 3000, STALE_MS = 2500;
@@ -79,6 +79,14 @@ const dependency = (d) => ({
 
 const stateOfWorkers = ["starting", "idle", "busy", "draining", "dead"];
 
+/** What degrades the node although its store answers. */
+function lacking({ status, store, cleanup, coordination: { coordinator } }) {
+  if (status === "healthy" || store.answers === "refuge") return "";
+  if (store.answers === "redis" && store.embedded.status === "down") return ", the refuge is broken";
+  if (cleanup.database.status === "down") return ", PostgreSQL is away";
+  return coordinator.alive ? "" : ", the coordinator is lost";
+}
+
 const texts = {
   node: ({ now }) => now.coordination.podId ?? "This node",
   version: ({ now }) => now.version,
@@ -86,7 +94,7 @@ const texts = {
     const { store, status, coordination: c } = now;
     const where = { redis: "Redis answers", refuge: "Redis is away, the refuge answers", embedded: "the embedded store answers" };
     const leads = c.leader.leaderId === null ? "" : c.leader.isSelf ? ", this node leads" : `, ${c.leader.leaderId} leads`;
-    return `${status[0].toUpperCase()}${status.slice(1)}: ${where[store.answers]}${leads}`;
+    return `${status[0].toUpperCase()}${status.slice(1)}: ${where[store.answers]}${lacking(now)}${leads}`;
   },
   clock: ({ now }) => new Date(now.timestamp).toLocaleTimeString(),
   rate: ({ point }) => rate(point.rate),
@@ -99,6 +107,7 @@ const texts = {
     return percent(hits, hits + misses);
   },
   workers: ({ now: { pool } }) => stateOfWorkers.filter((s) => pool[s] > 0).map((s) => `${pool[s]} ${s}`).join(", "),
+  active: ({ now: { sessions } }) => count(sessions.active),
   sessions: ({ now: { sessions } }) => sessions.active === null ? "" : `${count(sessions.active)} live`,
   store: ({ now }) => ({ redis: "in Redis", refuge: "in the refuge", embedded: "embedded" }[now.store.answers]),
   redis: ({ now }) => dependency(now.store.redis),
@@ -108,8 +117,8 @@ const texts = {
     return b === null ? "none" : b.open ? `open for ${age(v.since(b.since))}` : "closed";
   },
   copies: ({ now: { store: { cache: c } } }) =>
-    c.maxBytes === 0 ? "none" : `${count(c.entries)}, ${bytes(c.bytes)} of ${bytes(c.maxBytes)}`,
-  pods: ({ now: { coordination: c } }) => c.podCount === 1 ? "1 pod" : `${count(c.podCount)} pods`,
+    c.maxBytes === 0 ? "none" : `${plural(c.entries, "session")}, ${bytes(c.bytes)} of ${bytes(c.maxBytes)}`,
+  pods: ({ now: { coordination: c } }) => plural(c.podCount, "pod"),
   coordinator: ({ now: { coordination: { coordinator: c } } }) =>
     !c.alive ? "does not run" : `${c.subscribed ? "hears others" : "hears nobody"}, loop late by ${c.loopLagMs} ms`,
   leader: (v) => {
@@ -125,7 +134,7 @@ const texts = {
   cleaned: (v) => v.now.cleanup.last === null ? NONE : `${age(v.since(v.now.cleanup.last))} ago`,
   jobs: ({ now: { cleanup: { jobs } } }) => jobs === null ? "not counted here" :
     Object.entries(jobs).filter(([, n]) => n > 0).map(([status, n]) => `${count(n)} ${status}`).join(", ") || "none",
-  connections: ({ now }) => `${count(now.pool.connections)} connections`,
+  connections: ({ now }) => plural(now.pool.connections, "connection"),
   cpu: (v) => ["master", "worker", "keeper", "coordinator"].map((role) => {
     const share = v.rate(`pool.cpuMs.${role}`);
     return `${role} ${share === null ? NONE : `${(share / 10).toFixed(0)} %`}`;
@@ -174,7 +183,7 @@ const lists = {
       put(cells.state, w.state);
       put(cells.rate, `${rate(perSecond(w.answered, before?.answered, v.seconds))}/s`);
       put(cells.doing, o ? `${o.method} ${o.path} ${duration(o.ageMs)}${more}` : w.answersThis ? "answered this page" :
-        w.connections > 0 ? `keeps ${w.connections} connection${w.connections > 1 ? "s" : ""}` : "waits");
+        w.connections > 0 ? `keeps ${plural(w.connections, "connection")}` : "waits");
     },
   },
   endpoints: { items: (v) => v.list("endpoints").filter((e) => e.requests > 0), key: (e) => e.path, fill: timed },

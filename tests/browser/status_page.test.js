@@ -140,6 +140,7 @@ describe("the page", () => {
     await world("create", 5);
     await becomes(page, "td[data-total='sessions.created']", new RegExp(`^${created + 5}$`));
     await becomes(page, "td[data-rate='sessions.created']", /^[0-9.]*[1-9]/);
+    await becomes(page, "[data-text=active]", new RegExp(`^${created + 5}$`));
     await becomes(page, "[data-text=p99]", / ms$/);
     assert.equal(await world("report", "gitlab", 80), 200);
     await becomes(page, "[data-rows=limits]", /gitlab global\s+80 %/);
@@ -162,6 +163,7 @@ describe("the page", () => {
       Object.assign(busy, { state: "busy", requests: 3, oldest: { method: "PATCH", path: "/api/sessions/*", ageMs: 42 } });
       Object.assign(dead, { state: "dead", oldest: null });
       answer.workers = [dead, busy]; // one has left, and their order is another
+      answer.status = "degraded";
       Object.assign(answer.pool, { busy: 1, dead: 1, idle: 1, waiting: 3000 });
       Object.assign(answer.cleanup, { last: new Date(Date.now() - 3 * 3600000).toISOString(),
         jobs: { pending: 4, running: 0, failed: 2 }, database: { status: "down", latencyMs: 200, ageMs: 1, sinceMs: 2 } });
@@ -177,6 +179,7 @@ describe("the page", () => {
     assert.match(await text(page, "[data-rows=limits]"), /jira global\s+96 %\s+40\s+–/);
     await page.waitForSelector("[data-level=waiting][data-is=bad]");
     assert.equal(await text(page, "[data-text=database]"), "does not answer");
+    assert.match(await text(page, "[role=status]"), /^Degraded: Redis answers, PostgreSQL is away, /);
     assert.equal(await text(page, "[data-level=cleaned][data-is=warn] dd"), "3 h ago");
     assert.equal(await text(page, "[data-text=jobs]"), "4 pending, 2 failed");
     await shot(page, "trouble");
