@@ -182,7 +182,8 @@ const lists = {
       put(cells.pid, w.pid);
       put(cells.state, w.state);
       put(cells.rate, `${rate(perSecond(w.answered, before?.answered, v.seconds))}/s`);
-      put(cells.doing, o ? `${o.method} ${o.path} ${duration(o.ageMs)}${more}` : w.answersThis ? "answered this page" :
+      put(cells.doing, w.state === "dead" ? "not yet replaced" :
+        o ? `${o.method} ${o.path} ${duration(o.ageMs)}${more}` : w.answersThis ? "answered this page" :
         w.connections > 0 ? `keeps ${plural(w.connections, "connection")}` : "waits");
     },
   },

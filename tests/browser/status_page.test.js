@@ -172,6 +172,7 @@ describe("the page", () => {
     });
     await becomes(page, "[data-rows=workers]", /busy[\s\S]*PATCH \/api\/sessions\/\* 42\.0 ms and 2 more/);
     assert.equal(await page.locator("[data-rows=workers] [data-is=dead] .state").innerText(), "dead");
+    assert.equal(await page.locator("[data-rows=workers] [data-is=dead] .doing").innerText(), "not yet replaced");
     const last = [...page.answers.values()].at(-1).workers.map((w) => String(w.pid));
     assert.deepEqual(await page.locator("[data-rows=workers] .pid").allInnerTexts(), last);
     assert.equal(last.length, 2);
