@@ -113,7 +113,8 @@ static void write_view(struct leadership *l)
 static const char *why_it_ends(const struct leadership *l, const char *leader)
 {
     if (l->gives_back) return "given back";
-    return leader[0] != '\0' && strcmp(leader, l->co->pod) != 0 ? "another took the lease" : "lease not renewed in time";
+    return leader[0] != '\0' && strcmp(leader, l->co->pod) != 0 ? "another took the lease"
+                                                                : "lease not renewed in time";
 }
 
 /* Says what has changed to the log, to the other processes of the node, and to the coordinator. */
@@ -125,8 +126,9 @@ static void note(struct leadership *l, bool is_leader, const char *leader, int64
         log_info("this node leads: pod=%s term=%" PRId64, l->co->pod, term);
         metrics_add(METRIC_coordination_elections_won_total, 1);
     } else if (!is_leader && l->is_leader) {
-        log_write(l->gives_back ? LOG_INFO : LOG_WARN, "this node does not lead any more: pod=%s term=%" PRId64 " cause=\"%s\"",
-                  l->co->pod, l->leader_term, why_it_ends(l, leader));
+        log_write(l->gives_back ? LOG_INFO : LOG_WARN,
+                  "this node does not lead any more: pod=%s term=%" PRId64 " cause=\"%s\"", l->co->pod, l->leader_term,
+                  why_it_ends(l, leader));
         if (!l->gives_back) metrics_add(METRIC_coordination_leaderships_lost_total, 1);
     } else if (other && leader[0] != '\0' && strcmp(leader, l->co->pod) != 0) {
         log_info("another node leads: leader=\"%s\" term=%" PRId64, leader, term);
