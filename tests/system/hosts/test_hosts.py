@@ -5,22 +5,22 @@ The scenes follow each other in one place, each leaves it whole, but the last. H
 prints a table (`make hosts`)."""
 
 import contextlib
-import json
 import os
+import pathlib
 import subprocess
 import tempfile
 import time
-import pathlib
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Callable
 
 import pytest
 
 from ledger import Ledger
 from network import NotPermitted
-from servers import REPO, Server, wait_until
+from servers import REPO, Server, free_port, metric, wait_until
 from test_outage import dirty, stored
-from topology import Place
+from topology import Balancer, Place
 
 LONG = os.environ.get("HYPERPAGE_LONG") == "1"
 CLIENTS = 12
@@ -186,6 +186,36 @@ def judge(scene, place, book, record_property, name):
     assert book.wrong == [] and missing == []
     assert len(failed) <= scene.most_failed, failed
     assert scene.refuses or book.refused() <= scene.most_failed
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+def test_a_session_is_asked_for_at_one_node_wherever_its_id_stands(folder, servers, place, remembers):
+    """By the balancer that has seen it made, and by one that has not."""
+    made = place.balancer.ask("GET", "/api/sessions").json
+    assert made["session"]["metadata"]["ipAddress"] == place.client.addresses["front"]
+    balancer, i = place.balancer, made["sessionId"]
+    if not remembers:
+        balancer = servers.enter_context(place.balancer_host.run(Balancer(folder, place.nodes, balancer.host, 8090)))
+    forms = [("GET", f"/api/sessions/{i}", None, {}), ("POST", f"/api/sessions/{i}/extend", {}, {}),
+             ("GET", f"/api/sessions?a=b&sessionId={i}", None, {}), ("GET", "/api/sessions", None, {"X-Session-Id": i}),
+             ("POST", "/api/sessions", {"updates": {"note": "x" * 60000}, "sessionId": i}, {}),
+             ("GET", "/api/sessions", None, {"Cookie": f"a=b; hyperpage-session={i}"})]
+    before = asked_for_sessions(place)
+    for form in forms:
+        assert balancer.ask(*form).status == 200
+    more = [after - then for after, then in zip(asked_for_sessions(place), before)]
+    assert sorted(more) == [0, 0, len(forms)]
+
+
+def asked_for_sessions(place):
+    return [metric(node.pool, "requests_total", endpoint="/api/sessions.*") for node in place.nodes]
+
+
+def test_without_a_node_the_balancer_says_so_as_the_service_would(folder, servers):
+    nobody = SimpleNamespace(front=SimpleNamespace(host=Server.host, port=1))
+    answer = servers.enter_context(Balancer(folder, [nobody] * 3, Server.host, free_port())).ask("GET", "/api/sessions/x")
+    assert answer.status == 503 and answer.headers["Retry-After"] == "1"
+    assert answer.json["error"]["code"] == "SERVICE_UNAVAILABLE"
 
 
 @pytest.mark.parametrize("name", SCENES)

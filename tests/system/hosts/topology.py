@@ -36,7 +36,7 @@ class Balancer(Server):
     def __init__(self, folder, nodes, host, port=8080):
         self.host, self.port, self.url = host, port, f"http://{host}:{port}"
         env = {f"NODE{i}": f"{node.front.host}:{node.front.port}" for i, node in enumerate(nodes, 1)}
-        super().__init__(folder, "balancer", ["haproxy", "-db", "-f", REPO / "conf/balancer.conf"],
+        super().__init__(folder, f"balancer{port}", ["haproxy", "-db", "-f", REPO / "conf/balancer.conf"],
                          {"LISTEN": f"{host}:{port}", **env})
 
     def is_ready(self):
