@@ -112,10 +112,8 @@ def test_links_lead_somewhere(page):
 
 @functools.cache
 def files():
-    done = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=REPO, text=True, capture_output=True, check=False)
-    found = done.stdout.split("\n") if done.returncode == 0 else [  # a tree without git, as a package is built from
-        str(path.relative_to(REPO)) for path in REPO.rglob("*") if "build" not in path.parts]
-    return {path for path in found if path and (REPO / path).exists()}
+    return {str(path.relative_to(REPO)) for top in REPO.iterdir() if top.name not in (".git", "build", "var")
+            for path in ([top] if top.is_file() else top.rglob("*")) if path.is_file()}
 
 
 @functools.cache
