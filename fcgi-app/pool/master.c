@@ -343,6 +343,11 @@ static void stop(enum stopping how)
     if (m.stopping >= how && m.stopping != STOPPING_NOT) return;
     if (m.new_master > 0 && how != STOPPING_REPLACED) give_up_new_master("the pool stops");
     m.stopping = how;
+    /* The workers take in who waits, and close it: then whoever connects is refused at once, and not kept until we end. */
+    if (how == STOPPING_DRAIN && m.listener.fd >= 0) {
+        close(m.listener.fd);
+        m.listener.fd = -1;
+    }
     if (how != STOPPING_REPLACED) notify_send("STOPPING=1"); /* else the service goes on, and we only leave it */
     log_info("pool stops: children=%zu%s", children_count(&m.children), how == STOPPING_REPLACED ? " (a new binary has taken over)" : "");
     atomic_store(&m.slot->state, SLOT_DRAINING);

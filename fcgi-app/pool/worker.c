@@ -20,6 +20,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#define ACCEPT_AT_LAST 4096 /* as many as may wait */
 #define ACCEPT_AT_ONCE 16   /* then the others have a chance too */
 #define TIDY_MS 1000
 #define OUT_OF_DESCRIPTORS_PAUSE_MS 100
@@ -69,10 +70,9 @@ static void stop_listening(struct worker *w)
     w->listening = false;
 }
 
-static void accept_some(struct watch *listener, uint32_t events)
+static void accept_up_to(struct watch *listener, int most)
 {
-    (void)events;
-    for (int i = 0; i < ACCEPT_AT_ONCE; i++) {
+    for (int i = 0; i < most; i++) {
         int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
             metrics_add(METRIC_connections_accepted_total, 1);
@@ -88,6 +88,12 @@ static void accept_some(struct watch *listener, uint32_t events)
         }
         return;
     }
+}
+
+static void accept_some(struct watch *listener, uint32_t events)
+{
+    (void)events;
+    accept_up_to(listener, ACCEPT_AT_ONCE);
 }
 
 static void take_from_sibling(struct watch *siblings, uint32_t events)
@@ -137,6 +143,8 @@ static void leave(enum leaving how)
     w->leaving = how;
     atomic_store(&w->slot->state, SLOT_DRAINING);
     if (first) {
+        /* Nobody comes after us: who waits would be reset when the last descriptor of the socket is closed. */
+        if (how == LEAVING_QUIETLY && w->listening) accept_up_to(&w->listener, ACCEPT_AT_LAST);
         stop_listening(w);
         close(w->listener.fd);
         w->api.listen_fd = -1;
