@@ -11,7 +11,8 @@ _hyperpagectl() {
     local said="" line word i
     COMPREPLY=()
     case $prev in
-        --config | --token-file | --cacert | export | import) mapfile -t COMPREPLY < <(compgen -f -- "$cur") && return ;;
+        --config | --token-file | --cacert) mapfile -t COMPREPLY < <(compgen -f -- "$cur") && return ;;
+        export | import) [[ $cur == -* ]] || { mapfile -t COMPREPLY < <(compgen -f -- "$cur") && return; } ;;
         --run-dir | --state-dir) mapfile -t COMPREPLY < <(compgen -d -- "$cur") && return ;;
         --priority) mapfile -t COMPREPLY < <(compgen -W "low normal high" -- "$cur") && return ;;
         --timeout | --pod | --url) return ;;

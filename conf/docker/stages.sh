@@ -7,8 +7,8 @@ set -eu
 
 export DEBIAN_FRONTEND=noninteractive
 
-# Which versions of others an image holds does not depend on the day it is made; their security updates do come in.
-pinned='lighttpd=1.4.69-* libfcgi-bin=2.4.2-*'
+# Which version an image holds does not depend on the day it is made; its security updates do come in.
+pinned='lighttpd=1.4.69-*'
 
 case ${1:-} in
     build)

@@ -12,7 +12,7 @@ import pytest
 import yaml  # docker-compose brings it
 
 from machine import REPO, Machine, nspawn, run, timed
-from servers import accepts, ask, free_port, wait_until
+from servers import accepts, ask, children, free_port, name_of, wait_until
 
 SECRETS = {"redis-url": "redis://:not-so-secret@127.0.0.1:{port}/0", "service-token": "service", "admin-token": "admin",
            "database-url": "postgresql://hyperpage:x@127.0.0.1/hyperpage", "database-password": "x"}
@@ -41,7 +41,7 @@ class Image(Machine):
             package = package.rename(folder / package.name)
         super().__init__(folder)
         run("cp", package, self.root / "root")
-        for script in ("stages.sh", "health.sh"):
+        for script in ("stages.sh", "node.sh", "web.sh"):
             run("cp", REPO / "conf/docker" / script, self.root / "usr/local/bin")
         self.call("stages.sh", "install", f"/root/{package.name}")
         self.install("redis-server")
@@ -63,7 +63,7 @@ class Service:
         options += ["--read-only"] if what["read_only"] else []
         options += ["--drop-capability=all"] if what["cap_drop"] == ["ALL"] else []
         options += ["--no-new-privileges=yes"] if "no-new-privileges:true" in what["security_opt"] else []
-        options += [f"--tmpfs={place.partition(':')[0]}" for place in what.get("tmpfs", []) if "/tmp" not in place[:4]]
+        options += [f"--tmpfs={place}" for place in what.get("tmpfs", []) if "/tmp" not in place[:4]]
         for volume in what.get("volumes", []):
             source, target, mode = volume.split(":")
             source = source if source.startswith("/") else self.folder / source
@@ -87,7 +87,18 @@ class Service:
     def healthy(self):
         kind, *words = self.what["healthcheck"]["test"]
         words = ["sh", "-c", words[0].replace("$$", "$")] if kind == "CMD-SHELL" else words
-        return subprocess.run(self.command(*words), capture_output=True, check=False, stdin=subprocess.DEVNULL).returncode == 0
+        words = [word.replace(":8080/", f":{self.changed.get('PORT')}/") for word in words]
+        return subprocess.run(self.inside(*words), capture_output=True, check=False, stdin=subprocess.DEVNULL).returncode == 0
+
+    def inside(self, *words):
+        """A command in the running container, as the engine runs its health check."""
+        found = [pid for pid in children(self.process.pid) if name_of(pid) not in ("systemd-nspawn", "(sd-stubinit)")]
+        if not found:
+            return ["false"]
+        user = self.what["user"].partition(":")[0]
+        env = [f"{key}={value}" for key, value in {**self.what.get("environment", {}), **self.changed}.items()]
+        return ["nsenter", f"--target={found[0]}", "--mount", "--pid", "--net", "--", "setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups",
+                "env", "-i", "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin", *env, *words]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +112,7 @@ def image(tmp_path_factory):
 @pytest.fixture
 def folder(tmp_path, image):
     """The volumes and the secrets."""
-    for name, user in (("run", 990), ("state", 990), ("redis", None)):
+    for name, user in (("states", 990), ("redis", None)):
         (tmp_path / name).mkdir()
         owner = user or int(image.call("id", "-u", "redis"))
         os.chown(tmp_path / name, owner, owner)
@@ -110,16 +121,16 @@ def folder(tmp_path, image):
 
 
 def test_serves_as_the_compose_file_says(image, folder):
-    services, redis_port, web_port = composed("prod")["services"], free_port(), free_port()
+    services, redis_port, web_port, pool_port = composed("prod")["services"], free_port(), free_port(), free_port()
     for name, text in SECRETS.items():
         (folder / "secrets" / name).write_text(text.format(port=redis_port) + "\n")
     with contextlib.ExitStack() as started:
         def start(name, **changed):
             return started.enter_context(Service(image, name, services[name], folder, **changed))
         start("redis", REDIS_PORT=redis_port)
-        start("workers")
+        start("workers", LISTEN=f"127.0.0.1:{pool_port}")
         start("coordinator")
-        web = start("web", PORT=web_port, BIND="127.0.0.1")
+        web = start("web", PORT=web_port, BIND="127.0.0.1", POOLS=f"localhost:{pool_port}")
         wait_until(lambda: accepts(("127.0.0.1", web_port)), "the web server listens")
         reply = ask(web_port, "GET", "/api/sessions")
         assert reply.status == 200
@@ -128,6 +139,7 @@ def test_serves_as_the_compose_file_says(image, folder):
         assert "noeviction" in run(*cli, "config", "get", "maxmemory-policy")
         assert "not-so-secret" not in run("ps", "-eo", "args")
         wait_until(lambda: "GET /api/sessions 200" in web.log(), "the access log is the container's output")
-        wait_until(lambda: ask(web_port, "GET", "/api/coordination").json["leader"].get("leaderId") == "prod-1", "this node leads")
+        wait_until(lambda: ask(web_port, "GET", "/api/coordination").json["leader"].get("leaderId") in ("prod-1", "prod-coordinator"),
+                   "one of them leads")
         listed = ask(web_port, "GET", "/api/admin/sessions?userId=u", headers={"Authorization": "Bearer admin"})
         assert listed.status == 200, "the secret's file has been read"

@@ -1,16 +1,17 @@
-"""A steady load of HTTP requests on kept client connections, in a process of its own: Load(port).
+"""A steady load of HTTP requests on kept client connections (kept=False: on one each), in a process of its own: Load(port).
 
 Each connection owns a session and goes round and round: it touches, reads and changes that session and makes a new one.
 It remembers what was acknowledged, so that somebody can ask afterwards whether all of it is still there."""
 
 import json
+import select
 import selectors
 import socket
 import subprocess
 import sys
 import time
 
-HEAD = "{} {} HTTP/1.1\r\nHost: load\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{}"
+HEAD = "{} {} HTTP/1.1\r\nHost: load\r\nX-Forwarded-For: {}\r\nConnection: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{}"
 ROUND = ("touch", "read", "change", "touch", "read", "touch", "create", "read")
 
 
@@ -22,10 +23,11 @@ class Load:
     """Runs until stop(), which returns the figures: `requests` (answered 2xx), `failed` (no answer, or another), `refused` (no
     connection), `first_failures`, `sessions`: {id: [number last acknowledged, number last sent]}, `created`: ids."""
 
-    def __init__(self, port, connections=64):
-        self.process = subprocess.Popen([sys.executable, __file__, str(port), str(connections)], text=True,
+    def __init__(self, port, connections=64, kept=True):
+        self.process = subprocess.Popen([sys.executable, __file__, str(port), str(connections), "keep-alive" if kept else "close"], text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self.process.stdout.readline() == "running\n", "the load could not begin"
+        begun, _, _ = select.select([self.process.stdout], [], [], 10)
+        assert begun and self.process.stdout.readline() == "running\n", "the load could not begin"
 
     def __enter__(self):
         return self
@@ -57,7 +59,8 @@ def body_of(head, rest):
 
 
 class Client:
-    def __init__(self, load):
+    def __init__(self, load, number):
+        self.address = f"198.51.100.{number % 256}"  # for a server that believes the one before it
         self.load, self.session, self.step, self.acknowledged, self.sent = load, None, -1, 0, 0
         self.sock, self.answer = None, b""
 
@@ -96,7 +99,7 @@ class Client:
         self.answer = b""
         if self.sock or self.connect():
             try:
-                self.sock.sendall(HEAD.format(method, path, len(body), body).encode())
+                self.sock.sendall(HEAD.format(method, path, self.address, self.load.connection, len(body), body).encode())
             except OSError as e:
                 self.failed(f"{self.kind}: {e}")
 
@@ -142,10 +145,10 @@ class Client:
 
 
 class Run:
-    def __init__(self, port, connections):
-        self.port, self.selector = port, selectors.DefaultSelector()
+    def __init__(self, port, connections, connection):
+        self.port, self.connection, self.selector = port, connection, selectors.DefaultSelector()
         self.figures = {"requests": 0, "failed": 0, "refused": 0, "first_failures": [], "created": []}
-        self.clients = [Client(self) for _ in range(connections)]
+        self.clients = [Client(self, number) for number in range(connections)]
 
     def note(self, kind, why):
         self.figures[kind] += 1
@@ -178,4 +181,4 @@ class Run:
 
 
 if __name__ == "__main__":
-    Run(int(sys.argv[1]), int(sys.argv[2])).run()
+    Run(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]).run()

@@ -1,23 +1,28 @@
-"""The compose files, as docker-compose understands them. That the services run as these say, tests/fresh shows."""
+"""The compose files, as docker-compose understands them; and their web server before several nodes on one Redis, each with
+its own command and environment. That they run so in the image, tests/fresh shows."""
 
 import functools
+import json
 import os
 import re
+import signal
 import subprocess
 
 import pytest
 import yaml  # docker-compose brings it
 
-from servers import REPO, Redis
+import fcgi
+from load import Load, failures
+from servers import BUILD, REPO, Redis, Server, accepts, ask, free_port, metric, wait_until
 
 KINDS = ["prod", "staging"]
-PORTS = {"prod": (8080, 8081), "staging": (8090, 8091)}
-OURS = ("hyperpage-fcgi", "hyperpage-coordinator")
+PORTS = {"prod": 8080, "staging": 8090}
+OURS = ("node.sh", "hyperpage-coordinator")
 
 
 @functools.cache
 def text_of(kind):
-    done = subprocess.run(["docker-compose", "--file", REPO / f"docker-compose.{kind}.yml", "--profile", "two-nodes", "config"],
+    done = subprocess.run(["docker-compose", "--file", REPO / f"docker-compose.{kind}.yml", "config"],
                           text=True, capture_output=True, check=False, env={**os.environ, "SECRETS": f"/secrets/{kind}"})
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return done.stdout
@@ -37,8 +42,7 @@ def test_staging_differs_in_names_ports_data_and_log_level_only():
     prod, staging = (text_of(kind) for kind in KINDS)
     assert prod != staging
     staging = staging.replace("staging", "prod").replace("LOG_LEVEL: debug", "LOG_LEVEL: info")
-    for port in zip(PORTS["staging"], PORTS["prod"]):
-        staging = staging.replace("127.0.0.1:{}:".format(port[0]), "127.0.0.1:{}:".format(port[1]))
+    staging = staging.replace(f"127.0.0.1:{PORTS['staging']}:", f"127.0.0.1:{PORTS['prod']}:")
     assert staging == prod
 
 
@@ -58,8 +62,8 @@ def test_every_service_has_no_more_than_it_needs(composed):
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
         for key in service.get("environment", {}):
             assert key.endswith("_FILE") or not re.search("PASSWORD|TOKEN|_URL$", key), f"{name} has a secret in its environment"
-    assert [name for name, service in composed["services"].items() if "ports" in service] == ["web", "web-2"]
-    assert composed["networks"]["data"]["internal"]
+    assert [name for name, service in composed["services"].items() if "ports" in service] == ["web"]
+    assert composed["networks"]["data"]["internal"] and composed["networks"]["pool"]["internal"]
 
 
 def test_a_secret_that_is_named_is_there(composed):
@@ -75,18 +79,27 @@ def test_the_environment_holds_options_that_exist(composed):
     known = set(re.findall(r"^\| `([A-Z_]+)`", (REPO / "conf/reference.md").read_text(), re.M))
     for name, service in composed["services"].items():
         if service.get("command", [""])[0] in OURS:
-            assert {key.removesuffix("_FILE") for key in service["environment"]} <= known, name
+            assert {key.removesuffix("_FILE") for key in service["environment"]} <= known | {"STATES"}, name
 
 
-def test_a_node_shares_what_it_must(composed):
-    """The coordinator works on its pool's folders, and sees the pool's processes; the web server only the socket."""
-    for n in ("", "-2"):
-        web, workers, coordinator = (composed["services"][name + n] for name in ("web", "workers", "coordinator"))
-        assert coordinator["volumes"] == workers["volumes"] and coordinator["pid"] == f"service:workers{n}"
-        assert web["volumes"] == [volume for volume in workers["volumes"] if ":/run/hyperpage:" in volume]
-        assert coordinator["environment"]["POD_NAME"] == workers["environment"]["POD_NAME"]
-    names = [service["environment"]["POD_NAME"] for service in composed["services"].values() if "pid" in service]
-    assert len(set(names)) == len(names) == 2
+def test_workers_may_be_many(composed):
+    """Of what a node has to itself nothing may be shared: its run folder, its name, its port on this machine."""
+    web, workers = composed["services"]["web"], composed["services"]["workers"]
+    assert any(place.startswith("/run/hyperpage:") for place in workers["tmpfs"])
+    assert [volume.split(":")[1] for volume in workers["volumes"]] == [workers["environment"]["STATES"]]
+    assert not {"ports", "container_name", "hostname", "pid"} & workers.keys() and "volumes" not in web
+    name, port = web["environment"]["POOLS"].split(":")
+    assert name in composed["services"] and workers["environment"]["LISTEN"].endswith(f":{port}")
+    assert set(web["networks"]) & set(workers["networks"]) == {"pool"}
+    assert [n for n, service in composed["services"].items() if "pool" in service.get("networks", ())] == ["web", "workers"]
+    assert "postgres" not in web["networks"] and composed["services"]["coordinator"]["environment"]["POD_NAME"] != workers["environment"]["POD_NAME"]
+
+
+def test_health_is_what_hyperpagectl_says(composed):
+    for name in ("web", "workers", "coordinator"):
+        assert composed["services"][name]["healthcheck"]["test"][:2] == ["CMD", "hyperpagectl"]
+    image = (REPO / "conf/docker/Dockerfile").read_text()
+    assert re.search(r'^HEALTHCHECK .*CMD \["hyperpagectl", "health"\]$', image, re.M)
 
 
 class Composed(Redis):
@@ -112,3 +125,148 @@ def test_redis_keeps_what_it_acknowledges_and_throws_nothing_away(folder, server
 def test_redis_does_not_start_without_a_password(folder, servers):
     redis = servers.enter_context(Composed(folder, "redis://redis:6379/0\n").launch())
     assert redis.process.wait(timeout=10) == 2 and "PASSWORD" in redis.log()
+
+
+# --- several nodes ---
+
+class Composition:
+    """web and workers of the compose file on this machine: their commands, their environments with this place's paths and
+    addresses, and a name service that knows who is there, as the engine's does."""
+
+    def __init__(self, folder, servers, redis):
+        self.folder, self.servers, self.port, self.there = folder, servers, free_port(), []
+        self.services = yaml.safe_load(text_of("prod"))["services"]
+        for name in ("secrets", "states", "bin", "web"):
+            (folder / name).mkdir()
+        for name, text in (("redis-url", redis.url), ("service-token", "service"), ("admin-token", "admin"),
+                           ("database-url", f"postgresql://nobody@127.0.0.1:{free_port()}/none")):
+            (folder / "secrets" / name).write_text(text + "\n")
+        names = folder / "bin/getent"
+        names.write_text(f'#!/bin/sh\n[ "$2" = workers ] && sed "s/$/ STREAM workers/" {folder}/names\n')
+        names.chmod(0o755)
+
+    def environment(self, name, **changed):
+        env = {key: value.replace("/run/secrets", f"{self.folder}/secrets").replace("/var/lib/hyperpage", f"{self.folder}/states")
+               for key, value in self.services[name]["environment"].items()}
+        return {**env, "PATH": f"{self.folder}/bin:{BUILD}:{REPO}/conf/docker:{os.environ['PATH']}:/usr/sbin", "WORKERS": "2", **changed}
+
+    def tell_names(self):
+        (self.folder / "names").write_text("".join(f"{node.host}\n" for node in self.there))
+
+    def node(self, number):
+        node = self.servers.enter_context(Node(self, number))
+        self.there.append(node)
+        self.tell_names()
+        return node
+
+    def web(self):
+        return self.servers.enter_context(Web(self))
+
+
+class Node(Server):
+    """A replica of `workers`."""
+
+    def __init__(self, composition, number):
+        self.host, self.run_dir = f"127.0.0.{number + 1}", composition.folder / f"run-{number}"
+        self.run_dir.mkdir()
+        self.address = (self.host, composition.port)
+        super().__init__(composition.folder, f"workers_{number}", composition.services["workers"]["command"], composition.environment(
+            "workers", RUN_DIR=str(self.run_dir), LISTEN=f"{self.host}:{composition.port}", REDIS_TIMEOUT_MS="1000", SESSION_CACHE_BYTES=str(1 << 20),
+            LEADER_ELECTION_TIMEOUT="2000", LEADER_HEARTBEAT_INTERVAL="500"))
+
+    def launch(self):
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(self.command, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        Server.started.append(self)
+        return self
+
+    def is_ready(self):
+        return subprocess.run([BUILD / "hyperpagectl", "health"], env=self.env, capture_output=True, check=False).returncode == 0
+
+    def kill(self):
+        """The container is gone, with all that runs in it."""
+        os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def ask(self, method, uri, body=b"", **more):
+        return fcgi.ask(self.address, method, uri, body, **more)
+
+    def answered(self):
+        """Requests to /api/sessions."""
+        return metric(self, "requests_total", endpoint="/api/sessions.*")
+
+
+class Web(Server):
+    def __init__(self, composition):
+        self.port = free_port()
+        super().__init__(composition.folder, "web", [*composition.services["web"]["command"], REPO / "lighttpd.conf"], composition.environment(
+            "web", PORT=str(self.port), BIND="127.0.0.1", LOG_DIR=str(composition.folder / "web"), POOLS=f"workers:{composition.port}", FORWARDERS="127.0.0.0/8", LOOK_S="0.1"))
+
+    def is_ready(self):
+        return accepts(("127.0.0.1", self.port))
+
+    def ask(self, client, method, path, body=None):
+        """As a client of this address, whom the TLS server names."""
+        return ask(self.port, method, path, body, {"X-Forwarded-For": client})
+
+
+@pytest.fixture
+def composition(folder, servers, redis):
+    return Composition(folder, servers, redis)
+
+
+CLIENTS = [f"198.51.100.{n}" for n in range(16)]
+
+
+def test_clients_spread_over_the_nodes_and_each_stays_with_its_own(composition, redis):
+    nodes = [composition.node(n) for n in range(2)]
+    web = composition.web()
+    assert sorted(json.loads(n.ask("GET", "/api/coordination").body)["podId"] for n in nodes) == ["prod-1", "prod-2"]
+    sessions = {client: web.ask(client, "GET", "/api/sessions").json["sessionId"] for client in CLIENTS}
+    before = [n.answered() for n in nodes]
+    assert sum(before) == len(CLIENTS) and min(before) >= 2, "and every one is counted, by one of them"
+    assert all(web.ask(client, "GET", f"/api/sessions/{session}").status == 200 for client, session in sessions.items())
+    redis.stop()
+    born = {}
+    for client, session in sessions.items():
+        assert web.ask(client, "PATCH", f"/api/sessions/{session}", {"written": "in the outage"}).status == 200
+        reply = web.ask(client, "GET", "/api/sessions")
+        assert reply.headers["X-Session-Store"] == "refuge"
+        born[client] = reply.json["sessionId"]
+    assert all(web.ask(client, "GET", f"/api/sessions/{born[client]}").status == 200 for client in CLIENTS)
+    for n in nodes:
+        n.kill()
+        n.start()
+    assert all(web.ask(client, "GET", f"/api/sessions/{born[client]}").status in (200, 503) for client in CLIENTS)
+    redis.start()
+    missing = set(born.values())
+    wait_until(lambda: not missing.difference_update([i for i in missing if redis.call("EXISTS", f"hyperpage:session:{i}")]) and not missing,
+               f"what was written in the outage is in Redis: {missing}", 20)
+
+
+def test_a_node_that_leaves_dies_or_comes_costs_what_it_has_in_hand(composition, redis):
+    nodes = [composition.node(n) for n in range(2)]
+    web = composition.web()
+    load = composition.servers.enter_context(Load(web.port, 24, kept=False))
+    wait_until(lambda: min(n.answered() for n in nodes) > 20, "both serve")
+
+    nodes[0].stop()  # TERM: as docker stop
+    then = nodes[1].answered()
+    wait_until(lambda: nodes[1].answered() > then + 100, "the other one serves all")
+    nodes[0].start()
+    wait_until(lambda: nodes[0].answered() > 20, "it is back")
+    composition.node(2)
+    wait_until(lambda: composition.there[2].answered() > 20, "the third is known")
+    figures = load.stop()
+    assert failures(figures) == (0, 0), figures["first_failures"]
+
+    load = composition.servers.enter_context(Load(web.port, 24, kept=False))
+    nodes[1].kill()
+    composition.there.remove(nodes[1])
+    composition.tell_names()
+    then = [n.answered() for n in composition.there]
+    wait_until(lambda: all(n.answered() > t + 100 for n, t in zip(composition.there, then)), "the others serve all")
+    figures = load.stop()
+    assert figures["refused"] == 0 and figures["failed"] <= 24, figures["first_failures"]
+    for session, (acknowledged, sent) in figures["sessions"].items():
+        assert acknowledged <= json.loads(redis.call("GET", f"hyperpage:session:{session}")).get("n", 0) <= sent
