@@ -6,7 +6,6 @@ import json
 import re
 
 import jsonschema
-import pytest
 
 import openapi
 from servers import REPO, Coordinator, Pool, Redis, wait_until

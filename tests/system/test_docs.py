@@ -20,13 +20,13 @@ import pytest
 
 import openapi
 from postgres import Postgres
-from servers import BUILD, REPO, Coordinator, wait_until
+from servers import BUILD, PATIENCE_S, REPO, Coordinator, wait_until
 from test_run import Run
 
 PAGES = {str(path.relative_to(REPO)): path for path in [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]}
 GENERATED = {"conf/reference.md": REPO / "conf/reference.md"}
 TOKENS = {"SERVICE_TOKEN": "a-service", "ADMIN_TOKEN": "an-administrator"}
-SHELL = re.compile(r"^( *)```sh test\n(.*?)^ *```\n(?:\n *```text\n(.*?)^ *```\n)?", re.M | re.S)
+SHELL = re.compile(r"^ *```sh test\n(.*?)^ *```\n(?:\n *```text\n(.*?)^ *```\n)?", re.M | re.S)
 
 
 @functools.cache
@@ -52,8 +52,9 @@ def page(request):
 # --- what is shown works ---
 
 def shell_of(page):
-    """(indentation, script, answer) of the blocks that are to be run; in a list they are indented."""
-    return [(indent, textwrap.dedent(script), textwrap.dedent(answer)) for indent, script, answer in SHELL.findall(text_of(page))]
+    """(script, answer) of the blocks that are to be run; in a list they are indented."""
+    return [(textwrap.dedent(script), textwrap.dedent(answer))
+            for script, answer in SHELL.findall(text_of(page))]
 
 
 def one_line(text):
@@ -70,11 +71,11 @@ def expected(text):
 def test_the_commands_print_what_the_page_says(folder, servers, redis, page):
     run = servers.enter_context(Run(folder, REDIS_URL=redis.url, RUN_DIR=folder / "run", STATE_DIR=folder / "state", **TOKENS))
     blocks = [(script.replace("localhost:8080", f"localhost:{run.port}"), answer)
-              for _, script, answer in shell_of(page)]
+              for script, answer in shell_of(page)]
     (folder / "here").mkdir()
     script = "".join(f"{block}echo; echo '=== {n} ==='\n" for n, (block, _) in enumerate(blocks))
-    done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=folder / "here", text=True, capture_output=True, timeout=60,
-                          env={**run.env, "PATH": f"{BUILD}:{os.environ['PATH']}"})
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=folder / "here", text=True,
+                          capture_output=True, timeout=60, env={**run.env, "PATH": f"{BUILD}:{os.environ['PATH']}"})
     printed = re.split(r"\n?=== \d+ ===\n", done.stdout)
     for (block, answer), text in zip(blocks, printed):
         assert re.fullmatch(expected(answer), one_line(text)), f"{block}printed:\n{text}\n{done.stderr}"
@@ -85,7 +86,7 @@ def test_the_roll_back_of_the_database_leaves_the_original_s_tables(folder, serv
     database = servers.enter_context(Postgres(folder))
     with Coordinator(folder, "node", DATABASE_URL=database.url):
         wait_until(lambda: database.value("SELECT to_regclass('hyperpage_schema') IS NOT NULL") and database.ask(
-            "SELECT 1 FROM app_state WHERE key = 'coordinator.cleanup'"), "the tables are made, the leader has written")
+            "SELECT 1 FROM app_state WHERE key = 'coordinator.cleanup'"), "the leader has written", PATIENCE_S * 3)
     database.ask(re.search(r"^```sql\n(.*?)^```", text_of("docs/migration.md"), re.M | re.S).group(1).replace("%", "%%"))
     assert database.ask("SELECT * FROM app_state") == []
     assert {name for name, in database.ask("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")} == {
@@ -200,8 +201,8 @@ def test_make_targets_are_targets(page):
 
 
 def test_metrics_are_exported(page):
-    source = (REPO / "lib/metrics.def").read_text() + "".join(p.read_text() for p in (REPO / "fcgi-app/pool").glob("api_metrics*.c"))
-    source += (REPO / "lib/exposition.c").read_text()
+    source = "".join(path.read_text() for path in (REPO / "lib/metrics.def", REPO / "lib/exposition.c",
+                                                   *(REPO / "fcgi-app/pool").glob("api_metrics*.c")))
     for word in words_of(page):
         for name in braced(word.split("{platform")[0].split("{endpoint")[0].split("{cause")[0]):
             if re.match(r"((hyperpage|process|http_connection_pool|rate_limit|api_requests)_[a-z_]+|cache_[a-z]+_total)$", name):
@@ -219,7 +220,8 @@ def braced(word):
 
 def test_the_table_of_errors_is_that_of_openapi():
     rows = re.findall(r"^\| `([A-Z_]+)` \| (\d+) \| (.*) \|$", text_of("docs/api.md"), re.M)
-    assert rows == [(code, str(entry["status"]), entry["meaning"]) for code, entry in openapi.document()["x-error-codes"].items()]
+    codes = openapi.document()["x-error-codes"]
+    assert rows == [(code, str(entry["status"]), entry["meaning"]) for code, entry in codes.items()]
 
 
 # --- what is quoted is what was measured ---

@@ -8,7 +8,7 @@ import sqlite3
 
 import pytest
 
-from servers import REPO, Pool, Redis, wait_until
+from servers import REPO, Pool, wait_until
 
 SESSIONS = 2000
 QUOTED = {name: int(figure.replace(",", "")) for figure, name in re.findall(
@@ -20,7 +20,8 @@ def create(pool, count, user=None):
     headers = {"Authorization": "Bearer service"}
     body = json.dumps({"sessionData": {"userId": user}} if user else {}).encode()
     with pool.connect() as connection:
-        answers = [connection.request("POST", "/api/sessions?create=1", body, headers=headers, keep_conn=True) for _ in range(count)]
+        answers = [connection.request("POST", "/api/sessions?create=1", body, headers=headers, keep_conn=True)
+                   for _ in range(count)]
     assert {answer.status for answer in answers} == {201}
     return [json.loads(answer.body) for answer in answers]
 

@@ -13,7 +13,7 @@ import subprocess
 import pytest
 
 from postgres import Postgres
-from servers import BUILD, REPO, Coordinator, Front, Pool, Redis, Server, accepts, free_port, wait_until
+from servers import BUILD, PATIENCE_S, REPO, Coordinator, Front, Pool, Redis, Server, accepts, free_port, wait_until
 
 PAGE = (REPO / "docs/security.md").read_text()
 SERVICE = {"Authorization": "Bearer service-token"}
@@ -23,6 +23,14 @@ TOKENS = {"SERVICE_TOKEN": "service-token", "ADMIN_TOKEN": "admin-token"}
 
 def shown(language):
     return re.search(rf"^```{language}\n(.*?)^```", PAGE, re.M | re.S).group(1)
+
+
+def changed(text, places):
+    """The configuration with places of this machine."""
+    for old, new in places.items():
+        assert old in text, f"the page no longer holds: {old}"
+        text = text.replace(old, str(new))
+    return text
 
 
 def said(answer, status=200):
@@ -48,8 +56,13 @@ def refused(redis):
     return [(e[b"reason"], e[b"object"], e[b"context"]) for e in entries if e[b"username"] == b"hyperpage"]
 
 
+def create(pool, user):
+    answer = pool.ask("POST", "/api/sessions?create=1", {"sessionData": {"userId": user}}, headers=SERVICE)
+    return said(answer, 201)["sessionId"]
+
+
 def use_all(pool):
-    session_id = said(pool.ask("POST", "/api/sessions?create=1", {"sessionData": {"userId": "alice"}}, headers=SERVICE), 201)["sessionId"]
+    session_id = create(pool, "alice")
     path = f"/api/sessions/{session_id}"
     said(pool.ask("GET", path, headers={"Cache-Control": "no-cache"}))
     said(pool.ask("PATCH", path, {"a": 1}))
@@ -60,7 +73,8 @@ def use_all(pool):
     assert len(said(pool.ask("GET", "/api/admin/sessions?userId=alice", headers=ADMIN))["sessions"]) == 1
     assert said(pool.ask("DELETE", "/api/admin/sessions?userId=alice", headers=ADMIN))["revoked"] == 1
     said(pool.ask("DELETE", f"/api/sessions/{said(pool.ask('GET', '/api/sessions'))['sessionId']}"))
-    for message in ({"type": "broadcast", "payload": {}}, {"type": "cache_invalidate", "payload": {"keys": ["*"]}, "podId": "a"}):
+    for message in ({"type": "broadcast", "payload": {}},
+                    {"type": "cache_invalidate", "payload": {"keys": ["*"]}, "podId": "a"}):
         assert said(pool.ask("POST", "/api/admin/coordination/messages", message, headers=ADMIN))["receivers"] >= 1
 
 
@@ -81,11 +95,14 @@ def test_the_acl_allows_all_that_the_service_does_and_no_more(folder, servers, g
     pool = servers.enter_context(Pool(folder, SESSION_ROLLING="true", **TOKENS, **node))
     wait_until(lambda: said(pool.ask("GET", "/api/coordination"))["leader"]["isSelf"], "it leads")
     wait_until(lambda: "session cache is coherent" in coordinator.log(), "it hears of changes")
-    wait_until(lambda: database.value("SELECT to_regclass('hyperpage_schema') IS NOT NULL"), "the tables are made")
+    wait_until(lambda: database.value("SELECT to_regclass('hyperpage_schema') IS NOT NULL"),
+               "the tables are made", PATIENCE_S * 3)
     use_all(pool)
-    user = said(pool.ask("POST", "/api/sessions?create=1", {"sessionData": {"userId": "bob"}}, headers=SERVICE), 201)["sessionId"]
-    wait_until(lambda: database.ask("SELECT 1 FROM user_sessions WHERE session_token = %s", user), "the registry has heard of it")
-    wait_until(lambda: database.ask("SELECT 1 FROM jobs WHERE type = 'cleanup' AND status = 'completed'"), "the cleanup has scanned")
+    session_id = create(pool, "bob")
+    wait_until(lambda: database.ask("SELECT 1 FROM user_sessions WHERE session_token = %s", session_id),
+               "the registry has heard of it", PATIENCE_S * 3)
+    wait_until(lambda: database.ask("SELECT 1 FROM jobs WHERE type = 'cleanup' AND status = 'completed'"),
+               "the cleanup has scanned", PATIENCE_S * 3)
     wait_until(lambda: guarded.call("EXISTS", "hyperpage:sessions:active"), "the sessions are counted")
     use_tool(node, folder)
     coordinator.stop()  # gives the lease back
@@ -93,7 +110,8 @@ def test_the_acl_allows_all_that_the_service_does_and_no_more(folder, servers, g
     with guarded.connection() as r:
         r.call("AUTH", "hyperpage", "data")
         for words in (("KEYS", "*"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("ACL", "LIST"), ("GET", "portal:secret"),
-                      ("PUBLISH", "portal", "x"), ("CLIENT", "KILL", "ID", "1"), ("EVAL", "return redis.call('GET', 'portal:secret')", 0)):
+                      ("PUBLISH", "portal", "x"), ("CLIENT", "KILL", "ID", "1"),
+                      ("EVAL", "return redis.call('GET', 'portal:secret')", 0)):
             with pytest.raises(RuntimeError, match="NOPERM|can't|permission"):
                 r.call(*words)
 
@@ -130,10 +148,9 @@ class Stunnel(Server):
     def __init__(self, folder, name, redis_port, authority, host="redis.example.org"):
         self.port = free_port()
         text = shown("ini")
-        for old, new in (("127.0.0.1:6380", f"127.0.0.1:{self.port}"), ("connect = redis.example.org:6379", f"connect = 127.0.0.1:{redis_port}"),
-                         ("/etc/ssl/certs/redis-ca.pem", str(authority)), ("checkHost = redis.example.org", f"checkHost = {host}")):
-            assert old in text, old
-            text = text.replace(old, new)
+        text = changed(text, {"127.0.0.1:6380": f"127.0.0.1:{self.port}",
+                              "connect = redis.example.org:6379": f"connect = 127.0.0.1:{redis_port}",
+                              "/etc/ssl/certs/redis-ca.pem": authority, "checkHost = redis.example.org": f"checkHost = {host}"})
         path = folder / f"{name}.conf"
         path.write_text(text)
         super().__init__(folder, name, ["stunnel4", path])
@@ -171,14 +188,12 @@ class Tls(Server):
     def __init__(self, folder, behind, cert, key):
         self.port = free_port()
         text = shown("nginx")
-        for old, new in (("listen 443 ssl", f"listen 127.0.0.1:{self.port} ssl"), ("/etc/ssl/private/portal.pem", str(cert)),
-                         ("/etc/ssl/private/portal.key", str(key)), ("127.0.0.1:8080", f"127.0.0.1:{behind}")):
-            assert old in text, old
-            text = text.replace(old, new)
+        text = changed(text, {"listen 443 ssl": f"listen 127.0.0.1:{self.port} ssl", "/etc/ssl/private/portal.pem": cert,
+                              "/etc/ssl/private/portal.key": key, "127.0.0.1:8080": f"127.0.0.1:{behind}"})
         path = folder / "tls.conf"
-        path.write_text(f"daemon off; pid {folder}/tls.pid; error_log stderr; events {{}} http {{ access_log off;\n"
-                        + "".join(f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-                        + f"{text} }}")
+        temporary = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        path.write_text(f"daemon off; pid {folder}/tls.pid; error_log stderr; events {{}} "
+                        f"http {{ access_log off; {temporary}\n{text} }}")
         super().__init__(folder, "tls", ["/usr/sbin/nginx", "-e", "stderr", "-p", folder, "-c", path])
 
     def is_ready(self):
@@ -187,7 +202,8 @@ class Tls(Server):
     def ask(self, cert, path, **headers):
         context = ssl.create_default_context(cafile=cert)
         with contextlib.closing(http.client.HTTPSConnection("portal.example.org", self.port, context=context, timeout=10)) as c:
-            c.sock = context.wrap_socket(socket.create_connection(("127.0.0.1", self.port)), server_hostname="portal.example.org")
+            plain = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+            c.sock = context.wrap_socket(plain, server_hostname="portal.example.org")
             c.request("GET", path, headers=headers)
             response = c.getresponse()
             return response, response.read()
@@ -198,10 +214,11 @@ def test_tls_before_the_web_server(folder, servers):
     pool = servers.enter_context(Pool(folder, SESSION_COOKIE="true", ADMIN_TOKEN="admin-token"))
     front = servers.enter_context(Front(folder, "lighttpd", f"unix:{pool.address}"))
     tls = servers.enter_context(Tls(folder, front.port, cert, key))
-    response, body = tls.ask(cert, "/api/sessions", **{"X-Forwarded-For": "6.6.6.6", "X-Real-IP": "6.6.6.6", "X-Forwarded-Proto": "http"})
+    claims = {"X-Forwarded-For": "6.6.6.6", "X-Real-IP": "6.6.6.6", "X-Forwarded-Proto": "http"}
+    response, body = tls.ask(cert, "/api/sessions", **claims)
     assert response.status == 200 and "; Secure" in response.headers["Set-Cookie"]
     assert json.loads(body)["session"]["metadata"]["ipAddress"] == "127.0.0.1"
     assert response.headers["X-Content-Type-Options"] == "nosniff" and response.headers["Strict-Transport-Security"]
-    for path in ("/api/metrics", "/api/coordination", "/api/status", "/status/", "/api/admin/sessions?userId=u", "/api//metrics",
-                 "/api/%6detrics", "/api/x/../metrics"):
+    for path in ("/api/metrics", "/api/coordination", "/api/status", "/status/", "/api/admin/sessions?userId=u",
+                 "/api//metrics", "/api/%6detrics", "/api/x/../metrics"):
         assert tls.ask(cert, path)[0].status == 404, path
