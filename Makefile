@@ -6,16 +6,16 @@ MODULES := mem fault err buf clock log \
            waiters pollset \
            span json http ids pod_name limiter session session_line session_merge life message election \
            redis_url redis_error redis_slots lookup resp redis_link redis_links \
-           redis_sentinel redis_cluster redis subscriber messenger pg turns \
+           redis_sentinel redis_cluster redis subscriber messenger pg schema turns \
            session_cache redis_keys store_backend redis_scan user_index session_events redis_rotation store_redis \
            store_embedded store_refuge replay shelter store user_sessions
 HEADERS := mem fault redis_keys store_backend # of these there is only a header
 POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_coordination api_rate_limit \
            backlog checks api_metrics_coordination api_metrics api_status api_overview connection handover worker keeper \
            children listener notify master hyperpage-fcgi
-CTL     := report rounds daemon node ctl_pool ctl_top ctl_cluster ctl_jobs ctl_sessions ctl_store ctl_move ctl_config \
-           remote ctl_remote hyperpagectl
-COORDINATOR := leadership pods coherence schema fence rate_limits registry survey census cleanup warmup jobs operations inbox \
+CTL     := report rounds daemon node ctl_pool ctl_top ctl_cluster ctl_jobs ctl_sessions ctl_store ctl_move ctl_migrate \
+           ctl_config remote ctl_remote hyperpagectl
+COORDINATOR := leadership pods coherence fence rate_limits registry survey census cleanup warmup jobs operations inbox \
                duties coordinator hyperpage-coordinator
 
 BUILD   ?= build
@@ -87,7 +87,7 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	@echo "  CC $<"
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
-$(BUILD)/fcgi-app/coordinator/schema.o: $(BUILD)/schema.inc
+$(BUILD)/lib/schema.o: $(BUILD)/schema.inc
 $(BUILD)/schema.inc: conf/schema/embed.awk $(wildcard conf/schema/*.sql)
 	@mkdir -p $(@D)
 	@awk -f $^ > $@

@@ -26,7 +26,7 @@ FNR == 1 {
     sub(/^[^"]*"/, "", header)
     sub(/".*$/, "", header)
     module = header
-    sub(/\.(h|def)$/, "", module)
+    sub(/\.(h|def|inc)$/, "", module)
     if (!(module in place)) complain("includes " header ", which is no module of lib")
     else if (own in place && place[module] > place[own]) complain("includes " header ", which stands above it")
 }

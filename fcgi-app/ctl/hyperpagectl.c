@@ -71,6 +71,9 @@ static const struct command {
     { "store import", "FILE", 1, 1, MAY(DRY_RUN) | MAY(OVERWRITE), store_import, NULL,
       "Such lines into the place in use; again and again does no harm. What is there stays, unless the line's document "
       "is newer, or with --overwrite; what was deleted stays gone. --dry-run only counts. 1: lines were refused." },
+    { "migrate", "", 0, 0, MAY(APPLY), migrate, NULL,
+      "Looks at the Redis and the PostgreSQL of an original portal that runs, and tells what would change when nodes of "
+      "this service join it, and what stands in the way. --apply: changes it now. 1: something stands in the way." },
     { "config show", "", 0, 0, 0, config_show_all, NULL, "The options as they come out, without secrets." },
     { "config check", "", 0, 0, 0, config_check, NULL,
       "As --check of hyperpage-fcgi and hyperpage-coordinator. 2: wrong." },
@@ -90,6 +93,7 @@ static const struct flag {
     [CTL_POD] = { "--pod", "NAME" },
     [CTL_DRY_RUN] = { "--dry-run", NULL },
     [CTL_OVERWRITE] = { "--overwrite", NULL },
+    [CTL_APPLY] = { "--apply", NULL },
     [CTL_URL] = { "--url", "URL" },
     [CTL_TOKEN_FILE] = { "--token-file", "FILE" },
     [CTL_CACERT] = { "--cacert", "FILE" },

@@ -9,4 +9,8 @@
  * time. For tasks. */
 bool schema_apply(struct pg *pg, struct err *e);
 
+/* Of the task's transaction: the newest file that the database has; 0: none. */
+bool schema_version(struct pg *pg, int64_t *version, struct err *e);
+int64_t schema_newest(void); /* that there is */
+
 #endif

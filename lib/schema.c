@@ -27,16 +27,27 @@ static bool read_version(struct pg *pg, int64_t *version, struct err *e)
     return true;
 }
 
+bool schema_version(struct pg *pg, int64_t *version, struct err *e)
+{
+    struct pg_rows *rows = pg_query(pg, "SELECT to_regclass('hyperpage_schema')", 0, NULL, e);
+    bool ok = rows != NULL, there = ok && pg_text(rows, 0, 0) != NULL;
+    pg_free(rows);
+    *version = 0;
+    return there ? read_version(pg, version, e) : ok;
+}
+
+int64_t schema_newest(void)
+{
+    return steps[STEPS - 1].version;
+}
+
 /* Is all there? It is asked for before anything is made: where an administrator has made everything, we need no right
  * to make anything. */
 static bool is_complete(struct pg *pg, bool *complete, struct err *e)
 {
-    int64_t version = 0;
-    struct pg_rows *rows = pg_query(pg, "SELECT to_regclass('hyperpage_schema')", 0, NULL, e);
-    bool ok = rows != NULL, there = ok && pg_text(rows, 0, 0) != NULL;
-    pg_free(rows);
-    if (there) ok = read_version(pg, &version, e);
-    *complete = version >= steps[STEPS - 1].version;
+    int64_t version;
+    bool ok = schema_version(pg, &version, e);
+    *complete = ok && version >= schema_newest();
     return ok;
 }
 
