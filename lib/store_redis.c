@@ -2,6 +2,7 @@
 
 #include "clock.h"
 #include "fault.h"
+#include "log.h"
 #include "mem.h"
 #include "metrics.h"
 #include "redis.h"
@@ -20,6 +21,7 @@
 #define MOST_REFILLS   8
 #define REFILL_MS      1000
 #define COPY_FRESH_MS  250 /* a copy that was confirmed so lately is not compared with each read */
+#define POLICY_EVERY_MS 3600000
 #define TELL_MS 2000 /* how long the index and the stream are tried after an answer */
 
 /* Compare and set: writes ARGV[2] only where ARGV[1] still stands. The life becomes ARGV[3], never shortened but never
@@ -111,6 +113,7 @@ struct store_redis {
     struct store_redis_options o;
     struct buf copy; /* scratch, not across a park */
     int refills;     /* under way */
+    int64_t look_at_policy_ms; /* when it is due again */
 };
 
 /* When a life that Redis names ends; 0: not known. */
@@ -852,8 +855,25 @@ static bool takes_writes(struct store_redis *sr, int64_t deadline_ms, struct err
     return ok;
 }
 
+/* A Redis that makes room by throwing keys away logs users out, and nothing else would tell. One that may not be asked
+ * is taken at its word. */
+static void warn_of_eviction(struct store_redis *sr, const struct redis_address *server, int64_t deadline_ms)
+{
+    static const char policy[] = "maxmemory_policy:", wanted[] = "noeviction";
+    struct err e;
+    struct bytes info[] = { BYTES_LITERAL("INFO"), BYTES_LITERAL("memory") };
+    redisReply *reply = redis_call_at(sr->redis, server, 2, info, deadline_ms, &e);
+    const char *at = reply != NULL && reply->type == REDIS_REPLY_STRING ? strstr(reply->str, policy) : NULL;
+    if (at != NULL && strncmp(at + strlen(policy), wanted, strlen(wanted)) != 0)
+        log_warn("redis throws sessions away when its memory is short: server=\"%s%s%.0d\" maxmemory_policy=%.*s wanted=%s",
+                 server->host, server->port > 0 ? ":" : "", server->port, (int)strcspn(at + strlen(policy), "\r\n"),
+                 at + strlen(policy), wanted);
+    if (reply != NULL) freeReplyObject(reply);
+}
+
 bool store_redis_ready(struct store_redis *sr, int64_t deadline_ms, struct err *e)
 {
+    bool look_at_policy = clock_mono_ms() >= sr->look_at_policy_ms;
     struct redis_address *servers = NULL;
     size_t n = redis_primaries(sr->redis, &servers, deadline_ms, e);
     bool ok = n > 0;
@@ -861,7 +881,9 @@ bool store_redis_ready(struct store_redis *sr, int64_t deadline_ms, struct err *
         redisReply *reply = redis_call_at(sr->redis, &servers[i], 1, (struct bytes[]){ BYTES_LITERAL("PING") }, deadline_ms, e);
         ok = reply != NULL;
         if (ok) freeReplyObject(reply);
+        if (ok && look_at_policy) warn_of_eviction(sr, &servers[i], deadline_ms);
     }
+    if (ok && look_at_policy) sr->look_at_policy_ms = clock_mono_ms() + POLICY_EVERY_MS;
     free(servers);
     return ok && takes_writes(sr, deadline_ms, e);
 }

@@ -52,9 +52,19 @@ def test_a_slow_request_gets_a_line(folder, servers, slow_ms, logged):
         assert line["duration_ms"] >= 50 and line["status"] == 200 and line["phase"] == "redis"
 
 
+def test_a_redis_that_evicts_is_warned_of(folder, servers):
+    warning = "redis throws sessions away when its memory is short"
+    for policy in ("noeviction", "volatile-ttl"):
+        redis = servers.enter_context(Redis(folder, policy, maxmemory_policy=policy))
+        pool = servers.enter_context(Pool(folder, f"pool {policy}", LOG_FORMAT="json", REDIS_URL=redis.url, RUN_DIR=folder / policy))
+        wait_until(lambda: pool.ask("GET", "/api/health/ready").status == 200, "it was looked at")  # pylint: disable=W0640
+        assert pool.stop() == 0
+        assert [line["maxmemory_policy"] for line in lines(pool, warning)] == ([policy] if policy != "noeviction" else [])
+
+
 def test_every_member_is_documented(folder, servers):
     """Through an outage, a restart of a worker and requests of all kinds."""
-    redis = servers.enter_context(Redis(folder))
+    redis = servers.enter_context(Redis(folder, maxmemory_policy="allkeys-lru"))
     pool = servers.enter_context(Pool(folder, LOG_FORMAT="json", LOG_REQUESTS="true", LOG_SLOW_MS=1, REDIS_URL=redis.url))
     redis.pause()
     wait_until(lambda: lines(pool, "redis does not answer"), "the outage is logged")
