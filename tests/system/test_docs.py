@@ -69,7 +69,7 @@ def expected(text):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if SHELL.search(text_of(page))])
 def test_the_commands_print_what_the_page_says(folder, servers, redis, page):
-    run = servers.enter_context(Run(folder, REDIS_URL=redis.url, RUN_DIR=folder / "run", STATE_DIR=folder / "state", **TOKENS))
+    run = servers.enter_context(Run(folder, REDIS_URL=redis.url, REDIS_TIMEOUT_MS=2000, RUN_DIR=folder / "run", STATE_DIR=folder / "state", **TOKENS))
     blocks = [(script.replace("localhost:8080", f"localhost:{run.port}"), answer)
               for script, answer in shell_of(page)]
     (folder / "here").mkdir()
