@@ -375,6 +375,7 @@ def test_a_pool_told_to_stop_takes_a_new_binary_that_does_not_serve_yet_with_it(
 def test_the_pid_file_names_the_master_that_serves(folder, servers, subreaper):
     pool = servers.enter_context(Upgradable(folder))
     pid_file = folder / "run/pool.pid"
+    wait_until(pid_file.exists, "all workers serve: the first one answers before that")
     assert int(pid_file.read_text()) == pool.pid
     pool.upgrade()
     wait_until(lambda: int(pid_file.read_text()) == pool.pid, "it names the new one")
