@@ -9,15 +9,23 @@ set -eu
 
 addresses() { getent ahostsv4 "${POOLS%:*}" | sed -n 's/ .*STREAM.*//p' | sort -u; }
 
+listens() { (exec 3<> "/dev/tcp/127.0.0.1/${PORT:-8080}") 2> /dev/null; }
+
 known=$(addresses)
 lighttpd -D -f "${1:-/etc/hyperpage/lighttpd.conf}" &
 web=$!
-trap 'kill -INT "$web"' INT TERM
+leaving=
+trap 'leaving=now; kill -INT "$web"' INT TERM
 while kill -0 "$web" 2> /dev/null; do
     sleep "${LOOK_S:-2}" &
     wait -n "$web" $! || true
-    now=$(addresses) || continue
-    if [[ $now != "$known" ]]; then
+    if [[ $leaving == now ]]; then
+        leaving=told
+    elif [[ $leaving == told ]]; then
+        # A signal that comes while lighttpd reads its configuration is lost: then it still listens. A second one that is
+        # heard cuts requests off.
+        if listens; then kill -INT "$web" || true; fi
+    elif now=$(addresses) && [[ $now != "$known" ]]; then
         known=$now
         kill -USR1 "$web" || true
     fi
