@@ -244,7 +244,8 @@ static int next_wait_ms(struct worker *w, int64_t now_ms, int64_t task_due_ms)
 {
     int64_t due_ms = w->tidy_at_ms < task_due_ms ? w->tidy_at_ms : task_due_ms;
     if (w->listen_again_ms > 0 && w->listen_again_ms < due_ms) due_ms = w->listen_again_ms;
-    if (w->leaving != LEAVING_NOT && w->last_arrival_ms + QUIET_MS < due_ms) due_ms = w->last_arrival_ms + QUIET_MS;
+    if (w->leaving == LEAVING_QUIETLY && w->connections.exchanges == 0 && task_count() == 0 && w->last_arrival_ms + QUIET_MS < due_ms)
+        due_ms = w->last_arrival_ms + QUIET_MS;
     if (w->o->report_fd < 0 && w->housekeep_at_ms < due_ms) due_ms = w->housekeep_at_ms;
     return due_ms <= now_ms ? 0 : (int)(due_ms - now_ms);
 }

@@ -2,10 +2,12 @@
 reload or an upgrade costs no request, POSTs included, which no web server would send twice."""
 
 import array
+import contextlib
 import ctypes
 import fcntl
 import json
 import os
+import pathlib
 import re
 import select
 import shutil
@@ -20,7 +22,7 @@ import pytest
 
 import fcgi
 from load import Load, failures
-from servers import BUILD, KEEPERS, Front, Pool, Redis, Server, alive, edited_tree, metric, wait_until
+from servers import BUILD, KEEPERS, Front, Pool, Redis, Server, alive, edited_tree, metric, name_of, wait_until
 
 LONG = os.environ.get("HYPERPAGE_LONG") == "1"
 RELOADS = 20
@@ -212,6 +214,14 @@ def has_been_read(client):
     return unread[0] == 0
 
 
+def cpu_s(pid):
+    """What a process has used of a processor; 0 if there is none."""
+    with contextlib.suppress(OSError):
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0
+
+
 @pytest.fixture
 def make_busy(folder, servers):
     """A pool with a request in its hands that takes until Redis goes on."""
@@ -244,6 +254,24 @@ def test_a_request_in_flight_is_finished(make_busy, subreaper, sig):
     if sig in (signal.SIGTERM, signal.SIGINT):
         assert pool.process.wait(timeout=10) == 0
     wait_until(lambda: not [pid for pid in before if alive(pid)], "the old workers have left")
+
+
+def test_a_worker_waits_idly_for_the_rest_of_a_request(folder, servers, subreaper):
+    """One that it has read half of, so that nobody else can go on with it."""
+    pool = servers.enter_context(Pool(folder, WORKERS=1, REQUEST_TIMEOUT_MS=3000))
+    (worker,) = [pid for pid in pool.processes() if name_of(pid) == "fcgi-worker"]
+    request = fcgi.request("GET", "/api/sessions")
+    with pool.connect() as client:
+        client.send(request[:-9])
+        wait_until(lambda: has_been_read(client), "it is read")
+        pool.signal(signal.SIGHUP)
+        wait_until(lambda: "reload done" in pool.log() or worker not in pool.processes(), "another one serves")
+        used = [cpu_s(worker)]
+        def has_left():
+            used.append(cpu_s(worker) or used[-1])
+            return not alive(worker)
+        wait_until(has_left, "it has left")
+    assert used[-1] - used[0] < 0.3, "of the three seconds"
 
 
 def test_what_does_not_finish_in_time_is_ended_by_force(make_busy, subreaper):
