@@ -139,8 +139,12 @@ static void start_child(int seat)
     int report[2] = { -1, -1 };
     sigset_t all, before;
     pid_t pid = -1;
-    const char *why = "too many are leaving still";
-    if (children_count(&m.children) < CHILDREN_MOST && pipe2(report, O_CLOEXEC | O_NONBLOCK) == 0) {
+    const char *why = NULL;
+    if (children_count(&m.children) == CHILDREN_MOST) {
+        why = "too many are leaving still";
+    } else if (pipe2(report, O_CLOEXEC | O_NONBLOCK) != 0) {
+        why = strerror(errno);
+    } else {
         sigfillset(&all); /* a signal between fork and the child's own handlers would run ours, in the child */
         sigprocmask(SIG_SETMASK, &all, &before);
         pid = fork();
