@@ -1,5 +1,5 @@
 """Five coordinators whose world goes wrong at random: killed, stopped for a while, cut off from Redis or from PostgreSQL,
-Redis restarted with and without its data. Each stands in a network of its own where that is permitted (network.py), else
+Redis restarted with and without its data. Each stands on a machine of its own where that is permitted (network.py), else
 behind proxies.
 
 Two records say what they did. Every act as leader is written down by the node that does it, at the moment of its lease
@@ -24,9 +24,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import namedtuple
+from functools import partial
 
 import network
 import servers
+from network import Host, Switch
 from postgres import ORIGINAL, Postgres
 from proxy import Proxy
 from servers import Coordinator, Redis, wait_until
@@ -54,37 +57,45 @@ CREATE TRIGGER record AFTER INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW
 """ for table in ("jobs", "job_history", "rate_limits", "user_sessions"))
 
 
-class Wire:
-    """What a Cable is, where networks of one's own are not permitted."""
+def addresses(number):
+    """Of a machine: Redis and PostgreSQL are reached through a network each, so that either can be cut off."""
+    return {"redis": f"10.77.1.{number}", "postgres": f"10.77.2.{number}"}
 
-    def __init__(self, proxy):
-        self.proxy = proxy
-        self.pull, self.plug, self.deafen, self.hear = proxy.hold, proxy.release, proxy.hold_replies, proxy.release
+
+Cable = namedtuple("Cable", "pull plug deafen hear")  # what can be done to a node's way to a server
+
+
+def cable(host, net, data):
+    """The way of `host` to the servers' machine `data`."""
+    return Cable(partial(host.cut, net), partial(host.mend, net), partial(host.deafen, net, data), partial(host.hear, net, data))
+
+
+def wire(proxy):
+    """The same where machines are not permitted."""
+    return Cable(proxy.hold, proxy.release, proxy.hold_replies, proxy.release)
 
 
 class Node(Coordinator):
     """A coordinator on a machine of its own: `cables` to Redis and to PostgreSQL."""
 
-    def __init__(self, folder, stack, number, redis, database, acts_file):
-        name = f"pod-{number}"
-        if network.is_permitted():
-            machine = stack.enter_context(network.Machine(name, number, cables=2))
-            self.inside, self.cables = machine.inside, machine.cables
-            places = [(cable.server, server.port) for cable, server in zip(self.cables, (redis, database))]
+    def __init__(self, world, stack, number):
+        name, ports = f"pod-{number}", (world.redis.port, world.database.port)
+        if world.data:
+            host = stack.enter_context(Host(world.switch, name, **addresses(2 + number)))
+            self.cables = [cable(host, net, world.data) for net in host.addresses]
+            places = list(zip(world.data.addresses.values(), ports))
         else:
-            self.inside = contextlib.nullcontext
-            self.cables = [Wire(stack.enter_context(Proxy(server.port))) for server in (redis, database)]
-            places = [("127.0.0.1", wire.proxy.port) for wire in self.cables]
-        super().__init__(folder, name, HYPERPAGE_ACTS=acts_file, REDIS_URL="redis://%s:%d/0" % places[0],
+            proxies = [stack.enter_context(Proxy(port)) for port in ports]
+            self.cables = [wire(proxy) for proxy in proxies]
+            places = [("127.0.0.1", proxy.port) for proxy in proxies]
+        super().__init__(world.folder, name, HYPERPAGE_ACTS=world.acts_file, REDIS_URL="redis://%s:%d/0" % places[0],
                          DATABASE_URL="postgresql://test@%s:%d/postgres?application_name=%s" % (*places[1], name),
                          LEADER_ELECTION_TIMEOUT=int(LEASE_S * 1000), LEADER_HEARTBEAT_INTERVAL=int(HEARTBEAT_S * 1000),
                          SESSION_CLEANUP_INTERVAL_MINUTES=1)
         self.command[0] = str(servers.BUILD / "faults/hyperpage-coordinator")
+        if world.data:
+            host.run(self)
         self.mends = {}  # of each cable that is cut: what makes it whole
-
-    def launch(self):
-        with self.inside():
-            return super().launch()
 
     def is_running(self):
         return self.process.poll() is None
@@ -112,24 +123,26 @@ class Node(Coordinator):
 
 class World:
     def __init__(self, folder, stack, seed):
-        own = network.is_permitted()
-        if own:
-            stack.enter_context(network.network())
+        self.data = None  # the machine of the servers, and of ourselves
+        if network.is_permitted():
+            self.switch = stack.enter_context(Switch(*addresses(1)))
+            self.data = stack.enter_context(Host(self.switch, "data", **addresses(1)))
+            stack.enter_context(self.data.inside())
         self.random, self.folder, self.acts_file = random.Random(seed), folder, folder / "acts"
         self.acts_file.touch()
-        heard = {"bind": "0.0.0.0", "protected_mode": "no"} if own else {}
+        heard = {"bind": "0.0.0.0", "protected_mode": "no"} if self.data else {}
         self.redis = stack.enter_context(Redis(folder, appendonly="yes", appendfsync="always", **heard))
-        heard = {"listen_addresses": "*", "access": ["host all all samenet trust"]} if own else {}
+        heard = {"listen_addresses": "*", "access": ["host all all samenet trust"]} if self.data else {}
         self.database = stack.enter_context(Postgres(folder, **heard))
         self.database.ask(ORIGINAL + RECORD)
         self.client = stack.enter_context(contextlib.closing(self.database.connect()))
         self.client.autocommit = True
-        self.nodes = [Node(folder, stack, i, self.redis, self.database, self.acts_file) for i in range(NODES)]
+        self.nodes = [Node(self, stack, i) for i in range(NODES)]
         for node in self.nodes:
             stack.enter_context(node.launch())
         self.later = []  # (when, what)
         self.counts, self.losses, self.fed = {}, [], itertools.count()
-        print("each node has " + ("a network of its own" if own else "proxies before its servers"))
+        print("each node has " + ("a machine of its own" if self.data else "proxies before its servers"))
 
     def at(self, seconds, what):
         self.later.append((time.monotonic() + seconds, what))

@@ -189,7 +189,7 @@ class Place:
         self.folder, self.stack, self.acts_file = folder, stack, folder / "acts"
         self.switch = stack.enter_context(Switch("front", "back"))
         self.client = self.machine("client", front=front_address(1), back=back_address(1))
-        stack.enter_context(self.client.entered())
+        stack.enter_context(self.client.inside())
         self.balancer_host = self.machine("balancer", front=front_address(2))
         self.postgres_host = self.machine("postgres", back=back_address(30))
         self.postgres = self.postgres_host.run(Postgres(folder, port=5432, host=back_address(30), access=["host all all 10.77.2.0/24 trust"]))
