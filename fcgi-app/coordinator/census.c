@@ -107,23 +107,42 @@ static bool add_events(struct coordinator *co, struct tally *t, struct session_e
     return strcmp(from, t->place) == 0 || move_tally(co, from, t, e);
 }
 
+/* One look. *more: there are more events to add, at once. */
+static bool look(struct coordinator *co, struct session_events_sum *sum, bool *more, struct err *e)
+{
+    struct tally t = { 0 };
+    bool known;
+    *sum = (struct session_events_sum){ 0 };
+    *more = false;
+    if (!read_tally(co, &t, &known, e)) return false;
+    if (known && leadership_may_act(co->leadership) && !add_events(co, &t, sum, e)) return false;
+    show(co, known, t.sessions);
+    *more = sum->more;
+    return true;
+}
+
+/* Is it time to say it again? */
+static bool may_say(int64_t *quiet_until_ms)
+{
+    int64_t now_ms = clock_mono_ms();
+    if (now_ms < *quiet_until_ms) return false;
+    *quiet_until_ms = now_ms + COMPLAIN_MS;
+    return true;
+}
+
 void census_run(struct duty *d)
 {
     struct coordinator *co = duty_coordinator(d);
-    struct tally t;
+    struct session_events_sum sum;
     struct err e;
-    bool known;
-    int64_t quiet_until_ms = 0;
+    int64_t gap_quiet_until_ms = 0, quiet_until_ms = 0;
     while (co->redis != NULL && duty_goes_on(d)) {
-        struct session_events_sum sum = { 0 };
-        bool ok = read_tally(co, &t, &known, &e);
-        if (ok && known && leadership_may_act(co->leadership)) ok = add_events(co, &t, &sum, &e);
-        if (ok) show(co, known, t.sessions);
-        if (sum.gap && clock_mono_ms() >= quiet_until_ms) {
-            log_info("session events were lost, how many sessions there are is not exact until the next cleanup");
-            quiet_until_ms = clock_mono_ms() + COMPLAIN_MS;
-        }
-        if (!sum.more) duty_wait(d, clock_mono_ms() + LOOK_MS);
+        bool more, ok = look(co, &sum, &more, &e);
+        if (sum.gap && may_say(&gap_quiet_until_ms))
+            log_warn("session events were lost, how many sessions there are is not exact until the next cleanup");
+        if (!ok && duty_goes_on(d) && may_say(&quiet_until_ms))
+            log_warn("the number of sessions cannot be kept: error=\"%s\"", e.text);
+        if (!more) duty_wait(d, clock_mono_ms() + LOOK_MS);
     }
     if (co->redis == NULL) duty_wait(d, CLOCK_NEVER);
 }

@@ -216,22 +216,30 @@ static bool look_for_gap(struct follower *f, struct bytes last, bool *gap, struc
     return true;
 }
 
-/* What is lost is written down before anything else is read, so that it is not forgotten with this leader. */
+/* What is lost is written down before anything else is read, so that it is not forgotten with this leader. A database
+ * that knows of no registry has lost nothing: it gets its first one. */
 static bool note_gap(struct follower *f, struct err *e)
 {
     struct coordinator *co = f->co;
-    bool ok =
-        fence_begin(co, STEP_MS, e) &&
-        pg_run(
-            co->pg,
-            "INSERT INTO app_state (key, value, updated_at) VALUES ('coordinator.registry', '{\"gap\":true}', now()) "
-            "ON CONFLICT (key) DO UPDATE SET value = excluded.value, updated_at = now()",
-            0, NULL, NULL, e) &&
-        pg_commit(co->pg, e);
+    int64_t fresh = 0;
+    bool ok = fence_begin(co, STEP_MS, e) &&
+              pg_run(co->pg,
+                     "INSERT INTO app_state (key, value, updated_at) "
+                     "VALUES ('coordinator.registry', '{\"gap\":true}', now()) ON CONFLICT (key) DO NOTHING",
+                     0, NULL, &fresh, e) &&
+              (fresh > 0 || pg_run(co->pg,
+                                   "UPDATE app_state SET value = '{\"gap\":true}', updated_at = now() "
+                                   "WHERE key = 'coordinator.registry'",
+                                   0, NULL, NULL, e)) &&
+              pg_commit(co->pg, e);
     pg_rollback(co->pg);
     if (!ok) return false;
+    if (fresh > 0) {
+        log_info("registry begins, the next cleanup builds it");
+        return true;
+    }
     metrics_add(METRIC_registry_gaps_total, 1);
-    log_info("session events may have been lost, the next cleanup builds the registry anew");
+    log_warn("session events may have been lost, the next cleanup builds the registry anew");
     return true;
 }
 

@@ -1,8 +1,10 @@
 """What the coordinator and PostgreSQL do, in /api/metrics and /api/health: two nodes on a real Redis and a real PostgreSQL."""
 
 import json
+import re
 import signal
 import subprocess
+import time
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -238,6 +240,27 @@ def test_what_says_nothing_is_seen_by_the_next_count(redis, pair):
     create(leader)
     both_tell(pair, 8)
     assert any("session events were lost" in node.coordinator.log() for node in pair)
+
+
+def test_a_number_that_cannot_be_written_is_tried_in_peace(redis, pair):
+    """With more events at hand than one look reads: that alone is no reason to look again at once."""
+    def looks():
+        stats = redis.call("INFO", "commandstats").decode()
+        return int(re.search(r"cmdstat_xrange:calls=(\d+)", stats)[1])
+    leader = pair[0]
+    create(leader)
+    both_tell(pair, 1)
+    redis.call("ACL", "SETUSER", "default", "-hset")
+    redis.call("EVAL", "for i = 1, 2500 do redis.call('XADD', KEYS[1], '*', 'type', 'created') end",
+               1, "hyperpage:session-events")
+    line = "the number of sessions cannot be kept: error="
+    wait_until(lambda: line in leader.coordinator.log(), "it says why")
+    first, began = looks(), time.monotonic()
+    wait_until(lambda: looks() >= first + 3, "it goes on trying")
+    assert time.monotonic() - began >= 1, "two pauses at least"
+    assert leader.coordinator.log().count(line) == 1
+    redis.call("ACL", "SETUSER", "default", "+hset")
+    both_tell(pair, 2501)
 
 
 def test_sessions_of_an_outage_count_when_redis_has_them(redis, pair):

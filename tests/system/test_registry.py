@@ -152,6 +152,7 @@ def test_where_events_were_lost_the_cleanup_builds_all_rows_anew(database, pool,
     wait_until(lambda: pending(redis) == 0, "all is acknowledged")
     clean_again(database)
     assert gap(database) is False
+    assert "registry begins" in node.log() and "may have been lost" not in node.log(), "a new database has lost nothing"
     database.ask("INSERT INTO user_sessions (user_id, session_token, expires_at) "
                  "VALUES (gen_random_uuid(), 'theirs', now() + interval '1 day')")
     node.stop()
@@ -169,6 +170,7 @@ def test_where_events_were_lost_the_cleanup_builds_all_rows_anew(database, pool,
         create(pool)
     node.start()
     wait_until(lambda: gap(database) is True, "the loss is noted")
+    wait_until(lambda: " warn  " in "".join(line for line in node.log().splitlines() if "may have been lost" in line), "and told")
     clean_again(database)
     wait_until(lambda: gap(database) is False, "and mended")
     expected = {kept: user_id("anna"), changed: user_id("dora"), new: user_id("emil")}
