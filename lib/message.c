@@ -101,20 +101,65 @@ struct bytes message_pod(const char *source)
     return (struct bytes){ source, strcspn(source, "/") };
 }
 
-/* --- messages --- */
+/* --- rate limits --- */
 
 static bool is_object(struct bytes value)
 {
     return value.len > 0 && span_type(value) == SPAN_OBJECT;
 }
 
+static void read_limits(struct bytes object, struct message_limit *l)
+{
+    int64_t n;
+    struct span_member m;
+    double percent;
+    if (message_number(object, "limit", &n) && n >= 0) l->limit = n;
+    if (message_number(object, "remaining", &n) && n >= 0) l->remaining = n;
+    if (message_number(object, "resetTime", &n) && n >= 0) l->reset_ms = n;
+    if (message_number(object, "retryAfter", &n) && n > 0) l->retry_after_s = n;
+    copy_text(object, "endpoint", l->endpoint, sizeof l->endpoint);
+    if (span_find(object, "usagePercent", &m) && number_of(m.value, &percent) && percent >= 0 && percent <= 1e6)
+        l->usage_permille = (int64_t)(percent * 10);
+}
+
+static bool says_something(const struct message_limit *l)
+{
+    return l->limit >= 0 || l->remaining >= 0 || l->reset_ms >= 0 || l->usage_permille >= 0 || l->retry_after_s > 0;
+}
+
+bool message_limit_read(struct bytes payload, struct message_limit *l)
+{
+    struct span_member usage;
+    double percent;
+    *l = (struct message_limit){
+        .endpoint = "global", .limit = -1, .remaining = -1, .reset_ms = -1, .usage_permille = -1
+    };
+    if (!copy_text(payload, "platform", l->platform, sizeof l->platform)) return false;
+    if (span_find(payload, "usage", &usage)) {
+        if (is_object(usage.value))
+            read_limits(usage.value, l);
+        else if (number_of(usage.value, &percent) && percent >= 0 && percent <= 1e6)
+            l->usage_permille = (int64_t)(percent * 10);
+    }
+    read_limits(payload, l);
+    if (!says_something(l)) return false;
+    if (l->usage_permille < 0 && l->limit > 0 && l->remaining >= 0)
+        l->usage_permille =
+            l->remaining >= l->limit ? 0 : (int64_t)((double)(l->limit - l->remaining) * 1000 / (double)l->limit);
+    return true;
+}
+
+/* --- messages --- */
+
 bool message_payload_check(enum message_type type, struct bytes payload, struct err *e)
 {
     struct span_member m;
+    struct message_limit limit;
     if (!is_object(payload)) return err_set(e, ERR_INPUT, "the payload is no object");
-    if (type != MESSAGE_CACHE_INVALIDATE) return true;
-    if (!span_find(payload, "keys", &m) || span_type(m.value) != SPAN_ARRAY)
+    if (type == MESSAGE_CACHE_INVALIDATE && (!span_find(payload, "keys", &m) || span_type(m.value) != SPAN_ARRAY))
         return err_set(e, ERR_INPUT, "keys is no array");
+    if (type == MESSAGE_RATE_LIMIT_SYNC && !message_limit_read(payload, &limit))
+        return err_set(e, ERR_INPUT, "no platform and number of its rate limits");
     return true;
 }
 
@@ -157,41 +202,4 @@ void message_write(const struct message *m, const char *id, struct buf *out)
     buf_printf(out, ",\"priority\":\"%s\"", message_priorities[m->priority]);
     if (m->seq > 0) buf_printf(out, ",\"boot\":\"%016" PRIx64 "\",\"seq\":%" PRId64, m->boot, m->seq);
     buf_puts(out, "}");
-}
-
-/* --- rate limits --- */
-
-static void read_limits(struct bytes object, struct message_limit *l)
-{
-    int64_t n;
-    struct span_member m;
-    double percent;
-    if (message_number(object, "limit", &n) && n >= 0) l->limit = n;
-    if (message_number(object, "remaining", &n) && n >= 0) l->remaining = n;
-    if (message_number(object, "resetTime", &n) && n >= 0) l->reset_ms = n;
-    if (message_number(object, "retryAfter", &n) && n > 0) l->retry_after_s = n;
-    copy_text(object, "endpoint", l->endpoint, sizeof l->endpoint);
-    if (span_find(object, "usagePercent", &m) && number_of(m.value, &percent) && percent >= 0 && percent <= 1e6)
-        l->usage_permille = (int64_t)(percent * 10);
-}
-
-bool message_limit_read(struct bytes payload, struct message_limit *l)
-{
-    struct span_member usage;
-    double percent;
-    *l = (struct message_limit){
-        .endpoint = "global", .limit = -1, .remaining = -1, .reset_ms = -1, .usage_permille = -1
-    };
-    if (!copy_text(payload, "platform", l->platform, sizeof l->platform)) return false;
-    if (span_find(payload, "usage", &usage)) {
-        if (is_object(usage.value))
-            read_limits(usage.value, l);
-        else if (number_of(usage.value, &percent) && percent >= 0 && percent <= 1e6)
-            l->usage_permille = (int64_t)(percent * 10);
-    }
-    read_limits(payload, l);
-    if (l->usage_permille < 0 && l->limit > 0 && l->remaining >= 0)
-        l->usage_permille =
-            l->remaining >= l->limit ? 0 : (int64_t)((double)(l->limit - l->remaining) * 1000 / (double)l->limit);
-    return true;
 }

@@ -193,7 +193,8 @@ static bool read_order(struct exchange *x, struct bytes body, struct order *o, s
     span_find(body, "payload", &payload);
     o->payload = payload.value;
     if (!message_payload_check(o->type, o->payload, &e))
-        return refuse(x, "payload must be an object, that of cache_invalidate with an array of keys");
+        return refuse(x, "payload must be an object, that of cache_invalidate with an array of keys, that of "
+                         "rate_limit_sync with a platform and a number of its limits");
     return true;
 }
 

@@ -114,6 +114,20 @@ def test_of_what_nobody_has_reported_nothing_is_made_up(redis, pool):
     assert show(pool, "github")[0] == 502
 
 
+def test_what_reports_no_number_changes_nothing(redis, pool):
+    def malformed():
+        return samples(scrape(pool).body.decode())[0]["hyperpage_coordination_messages_malformed_total", ()]
+    for n, said in enumerate(({"platform": "github", "usage": "x"}, {"platform": "github", "nonsense": 1}), start=1):
+        publish(redis, "rate_limit_sync", said)
+        wait_until(lambda n=n: malformed() == n, "it is counted")
+    assert report(redis, pool, "jira", usage=1)["status"] == "normal"
+    assert show(pool, "github")[0] == 502
+    before = show(pool, "jira")
+    publish(redis, "rate_limit_sync", {"platform": "jira", "endpoint": "other"})
+    wait_until(lambda: malformed() == 3, "it is counted")
+    assert show(pool, "jira") == before
+
+
 def test_what_the_database_knows_is_shown_with_its_age(folder, servers, redis, start):
     database = servers.enter_context(Postgres(folder))
     database.ask(ORIGINAL)

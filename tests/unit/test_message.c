@@ -105,7 +105,7 @@ static void what_is_written_is_read(void **state)
                             .priority = MESSAGE_LOW,
                             .timestamp_ms = 12,
                             .source = "pod \"1\"/worker",
-                            .payload = BYTES_LITERAL("{\"platform\":\"github\"}"),
+                            .payload = BYTES_LITERAL("{\"platform\":\"github\",\"usage\":1}"),
                             .boot = 99,
                             .seq = 7 };
     message_write(&sent, "1-2", &text);
@@ -150,8 +150,28 @@ static void a_rate_limit_is_read_in_each_of_its_forms(void **state)
                                     "\"usage\":{\"remaining\":5}}"),
                            &l));
     assert_true(l.remaining == 0 && l.usage_permille == 1000);
-    assert_true(message_limit_read(bytes_of("{\"platform\":\"x\",\"limit\":-1,\"remaining\":1e300,\"usage\":-4}"), &l));
-    assert_true(l.limit == -1 && l.remaining == -1 && l.usage_permille == -1);
+    assert_true(message_limit_read(
+        bytes_of("{\"platform\":\"x\",\"limit\":-1,\"remaining\":1e300,\"usage\":-4,\"retryAfter\":1}"), &l));
+    assert_true(l.limit == -1 && l.remaining == -1 && l.usage_permille == -1 && l.retry_after_s == 1);
+}
+
+static void a_report_without_a_number_is_none(void **state)
+{
+    static const char *const payloads[] = {
+        "{\"platform\":\"x\"}",
+        "{\"platform\":\"x\",\"nonsense\":1}",
+        "{\"platform\":\"x\",\"endpoint\":\"core\",\"usage\":\"x\"}",
+        "{\"platform\":\"x\",\"usage\":{\"endpoint\":\"core\",\"limit\":null}}",
+        "{\"platform\":\"x\",\"limit\":-1,\"remaining\":1e300,\"usage\":-4,\"retryAfter\":0}",
+    };
+    struct message_limit l;
+    (void)state;
+    for (size_t i = 0; i < sizeof payloads / sizeof payloads[0]; i++) {
+        assert_false(message_limit_read(bytes_of(payloads[i]), &l));
+        assert_false(message_payload_check(MESSAGE_RATE_LIMIT_SYNC, bytes_of(payloads[i]), &e));
+        assert_int_equal(e.kind, ERR_INPUT);
+        assert_true(message_payload_check(MESSAGE_BROADCAST, bytes_of(payloads[i]), &e));
+    }
 }
 
 static void a_number_that_is_none_is_none(void **state)
@@ -176,6 +196,7 @@ int main(void)
         cmocka_unit_test(a_message_that_is_too_long_or_too_deep_is_refused),
         cmocka_unit_test(what_is_written_is_read),
         cmocka_unit_test(a_rate_limit_is_read_in_each_of_its_forms),
+        cmocka_unit_test(a_report_without_a_number_is_none),
         cmocka_unit_test(a_number_that_is_none_is_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
