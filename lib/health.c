@@ -1,5 +1,10 @@
 #include "health.h"
 
+#include "buf.h"
+
+#include <limits.h>
+#include <unistd.h>
+
 const char *const health_names[] = { "unhealthy", "degraded", "healthy" };
 const char *const health_check_names[] = { "unknown", "unused", "up", "down" };
 
@@ -12,6 +17,15 @@ enum check_state health_dependency(struct shared *sh, enum dependency d, bool aw
 int64_t health_since_ms(struct shared *sh, enum dependency d, int64_t lost_ms)
 {
     return d == DEPENDENCY_REDIS && lost_ms != 0 ? lost_ms : atomic_load(&shared_check(sh, d)->since_ms);
+}
+
+bool health_in_maintenance(const char *run_dir)
+{
+    struct buf path = BUF_INIT(PATH_MAX);
+    buf_printf(&path, "%s/maintenance", run_dir);
+    bool there = access(buf_text(&path), F_OK) == 0;
+    buf_done(&path);
+    return there;
 }
 
 enum health health_of(enum check_state redis, enum check_state embedded, bool refuge)

@@ -60,6 +60,7 @@ static void tell_health(struct ctl *c, const struct node *n)
     struct report *r = &c->report;
     bool redis = shared_check(n->shared, DEPENDENCY_REDIS)->state != CHECK_UNUSED;
     report_string(r, "status", health_names[health_now(c, n)]);
+    report_flag(r, "maintenance", health_in_maintenance(c->config->run_dir));
     report_string(r, "store", refuge_answers(c, n) ? "refuge" : redis ? "redis" : "embedded");
     tell_dependency(r, n, "redis", DEPENDENCY_REDIS);
     tell_dependency(r, n, "embedded", DEPENDENCY_EMBEDDED);

@@ -96,9 +96,11 @@ static const struct told of_dependency[] = {
 
 enum ctl_exit remote_status(struct ctl *c)
 {
-    static const struct told of_node[] = {
-        { "version", "version" }, { "status", "status" }, { "store", "store.answers" }, { NULL, NULL }
-    };
+    static const struct told of_node[] = { { "version", "version" },
+                                           { "status", "status" },
+                                           { "maintenance", "maintenance" },
+                                           { "store", "store.answers" },
+                                           { NULL, NULL } };
     struct report *r = &c->report;
     struct remote_answer a = REMOTE_ANSWER;
     enum ctl_exit code = get(c, "/api/status", &a);
@@ -125,7 +127,9 @@ static enum ctl_exit look_at_health(struct ctl *c, struct remote_answer *a)
 
 enum ctl_exit remote_health(struct ctl *c)
 {
-    static const struct told of_health[] = { { "status", "status" }, { "store", "store" }, { NULL, NULL } };
+    static const struct told of_health[] = {
+        { "status", "status" }, { "maintenance", "maintenance" }, { "store", "store" }, { NULL, NULL }
+    };
     struct report *r = &c->report;
     struct remote_answer a = REMOTE_ANSWER;
     enum ctl_exit code = look_at_health(c, &a);

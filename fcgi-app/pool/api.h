@@ -50,6 +50,7 @@ struct exchange {
     int route;                  /* index into the routes, -1 while it has none */
     enum endpoint endpoint;     /* known also where the route is not: 405 */
     bool timed_out;
+    bool planned;               /* a 5xx that is no failure: nobody is told */
     struct err error;           /* what went wrong behind a 5xx, for the log */
     struct buf body;            /* the request's, behind rq.body */
     struct buf doc;             /* the handler's scratch: a document */

@@ -327,8 +327,9 @@ void status_overview(struct exchange *x)
     totals_read(x->api->shared, totals);
     buf_puts(body, "{\"success\":true,");
     tell_time(body, "timestamp", clock_wall_ms());
-    buf_printf(body, ",\"version\":\"" HYPERPAGE_VERSION "\",\"status\":\"%s\",",
-               health_names[api_health(x->api, clock_mono_ms())]);
+    buf_printf(body, ",\"version\":\"" HYPERPAGE_VERSION "\",\"status\":\"%s\",\"maintenance\":%s,",
+               health_names[api_health(x->api, clock_mono_ms())],
+               health_in_maintenance(x->api->config->run_dir) ? "true" : "false");
     tell_requests(body, totals);
     buf_puts(body, ",\"pool\":{");
     tell_pool(body, x, totals);

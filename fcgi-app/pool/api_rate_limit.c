@@ -88,7 +88,7 @@ void rate_limit_show(struct exchange *x)
     if (platform_state_at(ls, p, now_ms).updated_ms > 0) {
         add_platform(&x->rs.body, ls, p, now_ms);
     } else {
-        err_set(&x->error, ERR_UNAVAILABLE, "nobody has reported the rate limits of %s", name);
+        x->planned = true;
         response_error(&x->rs, 502, "RATE_LIMIT_UNAVAILABLE", "Nothing is known of this platform's rate limits");
     }
     free(ls);

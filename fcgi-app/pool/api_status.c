@@ -8,8 +8,6 @@
 #include "totals.h"
 
 #include <inttypes.h>
-#include <limits.h>
-#include <unistd.h>
 
 enum check_state api_dependency(const struct api *api, enum dependency d, int64_t now_ms)
 {
@@ -50,13 +48,18 @@ static void begin(struct exchange *x, enum health health)
     if (health == HEALTH_UNHEALTHY) {
         int64_t now_ms = clock_mono_ms();
         x->rs.status = 503;
+        x->planned = atomic_load(&x->api->slot->state) == SLOT_DRAINING;
         response_header(&x->rs, "Retry-After", "1");
-        err_set(&x->error, ERR_UNAVAILABLE, "not ready: redis %s, embedded store %s%s",
+        err_set(&x->error, ERR_UNAVAILABLE, "not ready: redis %s, embedded store %s",
                 health_check_names[api_dependency(x->api, DEPENDENCY_REDIS, now_ms)],
-                health_check_names[api_dependency(x->api, DEPENDENCY_EMBEDDED, now_ms)],
-                atomic_load(&x->api->slot->state) == SLOT_DRAINING ? ", this worker is leaving" : "");
+                health_check_names[api_dependency(x->api, DEPENDENCY_EMBEDDED, now_ms)]);
     }
     buf_printf(&x->rs.body, "{\"status\":\"%s\",\"timestamp\":\"%s\"", health_names[health], now);
+}
+
+static void tell_maintenance(struct exchange *x, bool maintenance)
+{
+    buf_printf(&x->rs.body, ",\"maintenance\":%s", maintenance ? "true" : "false");
 }
 
 void status_live(struct exchange *x)
@@ -65,21 +68,12 @@ void status_live(struct exchange *x)
     buf_puts(&x->rs.body, "}");
 }
 
-/* Somebody is about to work on this node: balancers are to leave it, while it serves whoever still comes. */
-static bool is_in_maintenance(const struct api *api)
-{
-    struct buf path = BUF_INIT(PATH_MAX);
-    buf_printf(&path, "%s/maintenance", api->config->run_dir);
-    bool there = access(buf_text(&path), F_OK) == 0;
-    buf_done(&path);
-    return there;
-}
-
 void status_ready(struct exchange *x)
 {
-    bool maintenance = is_in_maintenance(x->api);
+    bool maintenance = health_in_maintenance(x->api->config->run_dir);
     begin(x, maintenance ? HEALTH_UNHEALTHY : api_health(x->api, clock_mono_ms()));
-    if (maintenance) err_set(&x->error, ERR_UNAVAILABLE, "not ready: RUN_DIR/maintenance is there");
+    x->planned = x->planned || maintenance;
+    tell_maintenance(x, maintenance);
     buf_printf(&x->rs.body, ",\"store\":\"%s\"}", store_name(x->api->store));
 }
 
@@ -140,6 +134,7 @@ static void tell_workers(struct exchange *x)
 void status_health(struct exchange *x)
 {
     begin(x, api_health(x->api, clock_mono_ms()));
+    tell_maintenance(x, health_in_maintenance(x->api->config->run_dir));
     buf_puts(&x->rs.body, ",\"environment\":");
     buf_json_string(&x->rs.body, bytes_of(x->api->config->node_env));
     api_tell_dependency(&x->rs.body, x->api, "database", DEPENDENCY_POSTGRES);

@@ -21,6 +21,7 @@
 #define WRITE_BYTES (32 * 1024)    /* written at once without a look whether there is room */
 #define LINGER_MS 2000             /* how long we read on after an answer that came before the request's end */
 #define SPARE_EXCHANGES 16
+#define MOST_LINES 10              /* a second, of slow requests; of failed ones */
 #define WATCH_EVENTS (EPOLLIN | EPOLLRDHUP | EPOLLET)
 
 enum connection_state { CONNECTION_WAITING, CONNECTION_SERVING, CONNECTION_LINGERING };
@@ -424,7 +425,7 @@ static struct exchange *exchange_begin(struct connections *cs, int64_t whole_us)
     x->endpoint = ENDPOINT_NONE;
     x->phase = "read";
     x->path_tail = (struct bytes){ NULL, 0 };
-    x->timed_out = false;
+    x->timed_out = x->planned = false;
     x->started_ms = whole_us / 1000;
     x->deadline_ms = x->started_ms + cs->api->config->request_timeout_ms;
     x->next = NULL;
@@ -545,11 +546,28 @@ static bool write_answer(struct connection *c, struct exchange *x)
     return true;
 }
 
-/* Slow ones one by one; failures at most ten a second, since an outage must not fill the disk. */
+/* Lines of one kind: at most ten a second, since an outage must not fill the disk. */
+struct lines {
+    const char *more; /* what the others are called together */
+    int64_t second;
+    int said, unsaid;
+};
+
+static bool may_say(struct lines *l, int64_t now_ms)
+{
+    if (now_ms / 1000 != l->second) {
+        if (l->unsaid > 0) log_warn("%s: count=%d", l->more, l->unsaid);
+        l->second = now_ms / 1000;
+        l->said = l->unsaid = 0;
+    }
+    bool may = l->said < MOST_LINES;
+    (*(may ? &l->said : &l->unsaid))++;
+    return may;
+}
+
 static void log_exchange(const struct exchange *x, int64_t took_us)
 {
-    static int64_t second;
-    static int said, unsaid;
+    static struct lines slow = { .more = "more requests were slow" }, failed = { .more = "more requests failed" };
     const struct config *cfg = x->api->config;
     int64_t took_ms = took_us / 1000, now_ms = x->started_ms + took_ms;
     const char *method = http_methods[x->rq.method], *route = endpoint_paths[x->endpoint];
@@ -558,21 +576,14 @@ static void log_exchange(const struct exchange *x, int64_t took_us)
                  x->rs.status, took_us, x->rs.body.len, store_name(x->api->store), x->request_id);
     bool timed_out = x->timed_out || took_ms >= cfg->request_timeout_ms;
     if (timed_out) metrics_add(METRIC_requests_timed_out_total, 1);
-    if (timed_out || took_ms >= cfg->log_slow_ms) {
-        log_warn("slow request: method=%s route=%s phase=%s duration_ms=%" PRId64 " status=%d request=%s", method, route,
-                 x->phase, took_ms, x->rs.status, x->request_id);
-        return;
-    }
-    if (x->rs.status < 500) return;
-    if (now_ms / 1000 != second) {
-        if (unsaid > 0) log_warn("more requests failed: count=%d", unsaid);
-        second = now_ms / 1000;
-        said = unsaid = 0;
-    }
-    if (said++ < 10)
+    bool is_slow = timed_out || took_ms >= cfg->log_slow_ms, has_failed = x->rs.status >= 500 && !x->planned;
+    if (is_slow && may_say(&slow, now_ms))
+        log_warn("slow request: method=%s route=%s phase=%s duration_ms=%" PRId64 " status=%d%s%s%s request=%s", method, route,
+                 x->phase, took_ms, x->rs.status, has_failed ? " error=\"" : "", has_failed ? x->error.text : "",
+                 has_failed ? "\"" : "", x->request_id);
+    if (!is_slow && has_failed && may_say(&failed, now_ms))
         log_warn("request failed: method=%s route=%s status=%d error=\"%s\" request=%s", method, route, x->rs.status,
                  x->error.text, x->request_id);
-    else unsaid++;
 }
 
 static void serve(void *arg)

@@ -136,6 +136,11 @@ def test_health_follows_the_pool_and_its_store(folder, servers, redis):
     assert ctl(pool, "health", "--wait", "--timeout", "1").code == TIMED_OUT
     redis.start()
     assert ctl(pool, "health", "--wait").code == OK
+    mark = pathlib.Path(pool.env["RUN_DIR"], "maintenance")
+    mark.touch()
+    assert look(pool, "health")["maintenance"] and look(pool, "status")["maintenance"]
+    mark.unlink()
+    assert not look(pool, "health")["maintenance"]
     pool.stop()
     assert ctl(pool, "health").code == UNREACHABLE
 

@@ -291,7 +291,7 @@ def test_a_request_over_its_deadline_is_answered_and_logged(folder, servers, kep
         assert 0.3 <= took < 0.3 * CI_FACTOR
         line = wait_until(lambda: next((l for l in pool.log().splitlines() if f"slow-{method}" in l), None), "the line")  # pylint: disable=W0640
         match = re.search(rf"warn +worker\[\d+\] slow request: method={method} route={route} phase=redis duration_ms=(\d+) "
-                          rf"status=503 request=slow-{method}$", line)
+                          rf"status=503 error=\"redis[^\"]*\" request=slow-{method}$", line)
         assert match and 299 <= int(match.group(1)) < 300 * CI_FACTOR, line
     assert session_id not in pool.log()
     kept.resume()

@@ -149,11 +149,17 @@ def test_a_worker_without_a_master_looks_itself(folder, servers):
 
 
 def test_in_maintenance_a_pool_is_not_ready_and_serves(pool):
+    def told():
+        return tuple(json.loads(pool.ask("GET", path).body)["maintenance"]
+                     for path in ("/api/health/ready", "/api/health", "/api/status"))
     becomes(pool, 200, "healthy")
+    assert told() == (False, False, False)
+    failures = pool.log().count("request failed")  # before the keeper's first look
     mark = pathlib.Path(pool.env["RUN_DIR"], "maintenance")
     mark.touch()
     assert ready(pool) == (503, "unhealthy")
-    assert "not ready: RUN_DIR/maintenance is there" in pool.log()
+    assert told() == (True, True, True)
     assert health(pool)[0] == pool.ask("GET", "/api/sessions").status == 200
     mark.unlink()
-    assert ready(pool) == (200, "healthy")
+    assert ready(pool) == (200, "healthy") and told() == (False, False, False)
+    assert pool.log().count("request failed") == failures, "it is planned"

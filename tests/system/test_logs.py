@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -50,6 +51,23 @@ def test_a_slow_request_gets_a_line(folder, servers, slow_ms, logged):
     if logged:
         line = lines(pool, "slow request")[0]
         assert line["duration_ms"] >= 50 and line["status"] == 200 and line["phase"] == "redis"
+
+
+def test_of_many_slow_requests_some_get_a_line_and_the_others_are_counted(folder, servers):
+    """All wait for the same Redis, so they end together."""
+    redis = servers.enter_context(Redis(folder))
+    pool = servers.enter_context(Pool(folder, LOG_FORMAT="json", LOG_SLOW_MS=50, WORKERS=1, REDIS_URL=redis.url, REDIS_TIMEOUT_MS=5000))
+    sent = 40
+    redis.call("CLIENT", "PAUSE", 1000, "ALL")
+    with ThreadPoolExecutor(sent) as threads:
+        assert {answer.status for answer in threads.map(lambda _: pool.ask("GET", "/api/sessions"), range(sent))} == {200}
+
+    def held_back():
+        redis.call("CLIENT", "PAUSE", 60, "ALL")
+        pool.ask("GET", "/api/sessions")
+        return lines(pool, "more requests were slow")
+    (line,) = wait_until(held_back, "they are told of when the next one is slow")
+    assert 0 < line["count"] < sent
 
 
 def test_a_redis_that_evicts_is_warned_of(folder, servers):

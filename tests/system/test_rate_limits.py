@@ -112,6 +112,7 @@ def test_of_what_nobody_has_reported_nothing_is_made_up(redis, pool):
     assert have["rate_limit_status", "github"] == 3 and ("rate_limit_usage_percent", "github") not in have
     report(redis, pool, "jira", usage=1)
     assert show(pool, "github")[0] == 502
+    assert "failed: method=GET route=/api/rate-limit" not in pool.log(), "nothing has"
 
 
 def test_what_reports_no_number_changes_nothing(redis, pool):

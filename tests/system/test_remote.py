@@ -63,7 +63,7 @@ def test_it_tells_what_it_tells_on_the_node(far):
     there = {words: far.look(*words, token=False) for words in here}
     assert there["leader",] == here["leader",] and there["leader",]["isLeader"]
     assert there["pods",].keys() == here["pods",].keys() and [p["podId"] for p in there["pods",]["pods"]] == ["node"]
-    for name in ("status", "store"):
+    for name in ("status", "store", "maintenance"):
         assert there["health",][name] == here["health",][name] == there["status",][name] == here["status",][name]
     assert there["health",]["redis"].keys() == here["health",]["redis"].keys()
     assert {w["pid"] for w in there["status",]["workers"]} == {w["pid"] for w in here["status",]["workers"]}
