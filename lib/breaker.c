@@ -162,7 +162,7 @@ bool breaker_reset(struct breaker *b, int64_t now_ms)
     uint64_t expected = outage;
     if (!atomic_compare_exchange_strong(&b->state->outage, &expected, outage & ~(OPEN | SINCE_MASK))) return false;
     log_info("redis back: away_ms=%" PRId64 " outage=%" PRIu32 " reports=%" PRIu64, away_ms(outage, now_ms),
-             number_of(outage), atomic_load(&b->state->reports));
+             number_of(outage), atomic_load(&b->state->reports) + 1);
     return true;
 }
 

@@ -71,6 +71,7 @@ struct redis_link {
     struct lookup lookup; /* a name is looked up again after a failed connect; a later attempt uses the outcome */
     int64_t connect_by_ms, retry_at_ms, pause_ms, down_since_ms;
     struct err down; /* why it is down */
+    bool complained; /* the log was told that it is */
     bool silent;     /* it is being dropped because an answer did not come */
 };
 
@@ -190,8 +191,10 @@ static void plan_next_attempt(struct redis_link *l, bool was_up)
     l->pause_ms = l->pause_ms == 0 ? FIRST_PAUSE_MS : l->pause_ms * 2;
     if (l->pause_ms > LONGEST_PAUSE_MS) l->pause_ms = LONGEST_PAUSE_MS;
     l->retry_at_ms = now_ms + l->pause_ms / 2 + random() % (l->pause_ms / 2 + 1);
-    if (l->pause_ms == FIRST_PAUSE_MS)
-        log_warn("redis cannot be reached: server=%s reason=\"%s\"", l->name, l->down.text);
+    if (l->down_since_ms == 0) l->down_since_ms = now_ms;
+    if (l->complained) return;
+    log_warn("redis cannot be reached: server=%s reason=\"%s\"", l->name, l->down.text);
+    l->complained = true;
 }
 
 /* Nothing of a connection survives a failure: a late reply must never meet a later call. */
@@ -324,12 +327,14 @@ static void link_is_up(struct redis_link *l)
     l->state = LINK_UP;
     l->connection++;
     metrics_add(METRIC_redis_connects_total, 1);
-    if (l->down_since_ms > 0)
-        log_info("redis reached again: server=%s away_ms=%lld", l->name, (long long)(clock_mono_ms() - l->down_since_ms));
+    if (l->complained)
+        log_info("redis reached again: server=%s away_ms=%lld", l->name,
+                 (long long)(clock_mono_ms() - l->down_since_ms));
     else
         log_debug("redis connected: server=%s", l->name);
     l->down_since_ms = 0;
     l->pause_ms = 0;
+    l->complained = false;
     waiters_wake(&l->waiters);
 }
 

@@ -305,9 +305,10 @@ static void is_up(struct subscriber *s)
     s->ping_at_ms = 0;
     metrics_add(METRIC_coordination_subscriptions_total, 1);
     if (s->lost_ms > 0)
-        log_info("messages are heard again: deaf_ms=%lld", (long long)(clock_mono_ms() - s->lost_ms));
+        log_info("messages are heard again: for=%s deaf_ms=%lld", s->o.purpose,
+                 (long long)(clock_mono_ms() - s->lost_ms));
     else
-        log_info("messages are heard: channels=%zu", s->o.channel_count);
+        log_info("messages are heard: for=%s channels=%zu", s->o.purpose, s->o.channel_count);
     s->pause_ms = s->lost_ms = 0;
     s->o.events.subscribed(s->o.events.ctx);
 }
@@ -319,7 +320,7 @@ static void is_lost(struct subscriber *s, const struct err *why)
     if (s->stopping) return;
     if (s->lost_ms == 0) {
         s->lost_ms = clock_mono_ms();
-        log_warn("messages are not heard: error=\"%s\"", why->text);
+        log_warn("messages are not heard: for=%s error=\"%s\"", s->o.purpose, why->text);
     }
     if (was_up) s->o.events.lost(s->o.events.ctx);
 }

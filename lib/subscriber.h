@@ -23,6 +23,7 @@ struct subscriber_options {
     const struct redis_url *url; /* and this, as whom */
     const struct redis_address *server; /* NULL: any that messages reach */
     const char *client_name;
+    const char *purpose;   /* what it hears, for the log */
     int64_t ping_every_ms; /* 0: once a second */
     int64_t timeout_ms;    /* longest wait for a connection, and for each answer while it is made */
     const char *channels[SUBSCRIBER_MOST_CHANNELS];

@@ -198,6 +198,7 @@ static struct tracker *tracker_open(struct coherence *ch, const struct redis_add
                                     .url = &ch->co->url,
                                     .server = &t->server,
                                     .client_name = "hyperpage-invalidations",
+                                    .purpose = "invalidations",
                                     .timeout_ms = cfg->redis_timeout_ms,
                                     .ping_every_ms = CHECK_EVERY_MS,
                                     .channels = { "__redis__:invalidate" },

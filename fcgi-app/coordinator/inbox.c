@@ -358,6 +358,7 @@ static struct subscriber *open_subscriber(struct inbox *ib)
     struct subscriber_options o = { .redis = ib->co->redis,
                                     .url = &ib->co->url,
                                     .client_name = "hyperpage-subscriber",
+                                    .purpose = "messages",
                                     .timeout_ms = cfg->redis_timeout_ms,
                                     .channels = { ib->channel_all, ib->channel_election, ib->channel_pod },
                                     .channel_count = 3,

@@ -102,6 +102,8 @@ def test_one_leads_and_all_know_it(redis, cluster_of):
     nodes = cluster_of(redis.url, 3)
     leader = wait_for_leader(nodes)
     assert original_sees_leader(redis) == leader.name
+    for purpose in ("messages", "invalidations"):
+        assert leader.log().count(f"messages are heard: for={purpose} ") == 1
     term = int(redis.call("GET", TERM))
     wait_until(lambda: all((v["leader"], v["term"]) == (leader.name, term) for v in (n.view() for n in nodes)), "all know")
     assert 0 < redis.call("PTTL", LEADER) <= 1000

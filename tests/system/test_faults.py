@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import statistics
 import time
+from collections import Counter
 from datetime import datetime
 
 import pytest
@@ -207,6 +208,16 @@ def test_redis_may_be_away_when_the_pool_starts(folder, servers, kept, address):
     assert_back(pool, create(pool))
 
 
+def assert_reached_after_lost(pool):
+    """Of each process and server: the end of an outage is told only where its beginning was."""
+    lost = Counter()
+    for line in pool.log().splitlines():
+        if match := re.search(r"(\[\d+\]) redis (cannot be reached|reached again): server=(\S+)", line):
+            who, what, server = match.groups()
+            lost[who, server] += 1 if what == "cannot be reached" else -1
+            assert lost[who, server] >= 0, line
+
+
 def test_redis_may_be_killed_and_started_again(folder, servers, kept):
     pool = servers.enter_context(Pool(folder, REDIS_URL=kept.url, **NO_REFUGE))
     for _ in range(2):
@@ -216,6 +227,7 @@ def test_redis_may_be_killed_and_started_again(folder, servers, kept):
         kept.start()
         assert_back(pool, session_id)
     assert "redis cannot be reached" in pool.log() and "redis back" in pool.log()
+    assert_reached_after_lost(pool)
 
 
 def test_a_restart_between_two_requests_is_not_even_noticed(folder, servers, kept):
@@ -230,6 +242,7 @@ def test_a_restart_between_two_requests_is_not_even_noticed(folder, servers, kep
     assert pool.ask("PATCH", f"/api/sessions/{session_id}", {"c": 3}).status == 200
     session = json.loads(pool.ask("GET", f"/api/sessions/{session_id}").body)["session"]
     assert (session["a"], session["b"], session["c"]) == (1, 2, 3)
+    assert_reached_after_lost(pool)
 
 
 def test_redis_may_hang(folder, servers, kept):

@@ -121,7 +121,7 @@ static void a_probe_that_succeeds_closes_it(void **state)
     assert_false(breaker_is_open(b));
     assert_false(breaker_outage(b, &o));
     assert_int_equal(breaker_since_ms(b), 0);
-    assert_logged("redis back: away_ms=2500 outage=1 reports=0");
+    assert_logged("redis back: away_ms=2500 outage=1 reports=1");
     assert_true(breaker_trip(b, "gone again", 4000));
     assert_true(breaker_outage(b, &o));
     assert_int_equal(o.number, 2);
