@@ -132,6 +132,10 @@ static void note(struct leadership *l, bool is_leader, const char *leader, int64
         if (!l->gives_back) metrics_add(METRIC_coordination_leaderships_lost_total, 1);
     } else if (other && leader[0] != '\0' && strcmp(leader, l->co->pod) != 0) {
         log_info("another node leads: leader=\"%s\" term=%" PRId64, leader, term);
+    } else if (other && leader[0] != '\0') {
+        log_info("this node holds the lease, and leads once one that redis may have forgotten has ended: pod=%s "
+                 "term=%" PRId64 " wait_ms=%" PRId64,
+                 l->co->pod, term, l->election.waits_until_ms - clock_mono_ms());
     }
     if (other) l->since_ms = clock_wall_ms();
     l->is_leader = is_leader;

@@ -102,6 +102,9 @@ def test_one_leads_and_all_know_it(redis, cluster_of):
     nodes = cluster_of(redis.url, 3)
     leader = wait_for_leader(nodes)
     assert original_sees_leader(redis) == leader.name
+    said = [line for line in leader.log().splitlines() if "this node" in line]
+    assert "this node holds the lease" in said[0] and f"pod={leader.name} term=1 wait_ms=" in said[0], "Redis was empty"
+    assert "this node leads" in said[1]
     for purpose in ("messages", "invalidations"):
         assert leader.log().count(f"messages are heard: for={purpose} ") == 1
     term = int(redis.call("GET", TERM))
