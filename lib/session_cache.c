@@ -102,12 +102,12 @@ struct session_cache {
     struct control *control;
     struct table *table; /* NULL while off */
     size_t mapped_bytes;
-    uint32_t number; /* of the table; 0 while off */
-    uint64_t me;     /* as an owner: incarnation << 16 | place + 1 */
-    int fd;          /* of the control file: holds the locks */
-    int64_t bytes;   /* what the table should have; 0: be off */
-    bool warned;     /* that there is none */
-    char run_dir[4000];
+    uint32_t number;                      /* of the table; 0 while off */
+    uint64_t me;                          /* as an owner: incarnation << 16 | place + 1 */
+    int fd;                               /* of the control file: holds the locks */
+    int64_t bytes;                        /* what the table should have; 0: be off */
+    bool warned;                          /* that there is none */
+    char run_dir[4000];                   /* leaves room for the names of the files in it */
     uint64_t scratch[MOST_CONTENT_WORDS]; /* one content, outside of the table */
 };
 
@@ -651,7 +651,12 @@ struct session_cache *session_cache_open(const char *run_dir, int64_t bytes, str
     bool ok = false;
     struct session_cache *c = mem_alloc(sizeof *c);
     c->bytes = bytes;
-    snprintf(c->run_dir, sizeof c->run_dir, "%s", run_dir);
+    c->fd = -1;
+    if (strlen(run_dir) >= sizeof c->run_dir) {
+        err_set(e, ERR_INPUT, "RUN_DIR is longer than %zu bytes", sizeof c->run_dir - 1);
+        goto out;
+    }
+    strcpy(c->run_dir, run_dir);
     snprintf(path, sizeof path, "%s/session_cache", run_dir);
     c->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (c->fd < 0 || !lock_bytes(c->fd, F_OFD_SETLKW, F_WRLCK, CREATION_LOCK, 1)) {

@@ -522,6 +522,19 @@ static void a_file_of_something_else_is_refused(void **state)
     assert_int_equal(e.kind, ERR_INPUT);
 }
 
+/* With a file's name behind it, it would be cut to a path that is another one. */
+static void a_folder_whose_name_is_too_long_is_refused(void **state)
+{
+    (void)state;
+    struct err e = { 0 };
+    char name[4001];
+    memset(name, '/', sizeof name);
+    memcpy(name, dir, strlen(dir));
+    name[4000] = '\0';
+    assert_null(session_cache_open(name, ONE_SET, &e));
+    assert_string_equal(e.text, "RUN_DIR is longer than 3999 bytes");
+}
+
 static void a_copy_whose_checksum_does_not_fit_is_no_copy(void **state)
 {
     (void)state;
@@ -954,6 +967,7 @@ int main(void)
         TEST(beside_processes_of_another_layout_there_is_no_cache),
         TEST(after_a_time_without_processes_copies_are_unproven_and_after_a_reboot_gone),
         TEST(a_file_of_something_else_is_refused),
+        TEST(a_folder_whose_name_is_too_long_is_refused),
         TEST(a_copy_whose_checksum_does_not_fit_is_no_copy),
         TEST(who_finds_the_set_owned_waits_for_nobody_and_leaves_nothing_old),
         TEST(a_place_taken_over_does_not_make_the_dead_owner_live),
