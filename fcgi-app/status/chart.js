@@ -1,6 +1,7 @@
 // chart.js: lines over the last minutes, in SVG whose nodes are made once. The drawing is stretched over its box; what must
 // not be stretched (labels) is HTML beside it.
 
+import { clockTime } from "./numbers.js";
 import { put } from "./rows.js";
 
 const WIDTH = 1000, HEIGHT = 100, LINES = 6; // of the drawing, and of its grid at most
@@ -118,7 +119,7 @@ export class Chart {
     const i = this.#points.indexOf(this.#pointer), point = this.#points.at(i);
     if (point === undefined) return;
     this.#o.series.forEach((s, n) => put(this.#legend[n], this.#o.format(s.of(point))));
-    put(this.#when, i < 0 ? "" : new Date(point.at).toLocaleTimeString());
+    put(this.#when, i < 0 ? "" : clockTime(point.at));
     this.#cursor.setAttribute("visibility", i < 0 ? "hidden" : "visible");
     if (i >= 0) for (const end of ["x1", "x2"]) this.#cursor.setAttribute(end, this.#x(i));
   }

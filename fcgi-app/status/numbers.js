@@ -72,3 +72,6 @@ export function bytes(n) {
 }
 
 export const percent = (part, whole) => whole > 0 ? `${Math.round(100 * part / whole)} %` : NONE;
+
+/** The time of day as the logs tell it, wherever one looks from. */
+export const clockTime = (moment) => `${new Date(moment).toISOString().slice(11, 19)} UTC`;

@@ -2,7 +2,7 @@
 // seconds, from which rates and quantiles come, and three minutes of points for the charts.
 
 import { Chart, decades, linear } from "./chart.js";
-import { age, at, bytes, count, duration, isOther, minus, percent, perSecond, plural, plus, quantile, rate } from "./numbers.js";
+import { age, at, bytes, clockTime, count, duration, isOther, minus, percent, perSecond, plural, plus, quantile, rate } from "./numbers.js";
 import { mark, put, Rows } from "./rows.js";
 
 const EVERY_MS = 1000, TIMEOUT_MS = 3000, STALE_MS = 2500;
@@ -94,9 +94,9 @@ const texts = {
     const { store, status, coordination: c } = now;
     const where = { redis: "Redis answers", refuge: "Redis is away, the refuge answers", embedded: "the embedded store answers" };
     const leads = c.leader.leaderId === null ? "" : c.leader.isSelf ? ", this node leads" : `, ${c.leader.leaderId} leads`;
-    return `${status[0].toUpperCase()}${status.slice(1)}: ${where[store.answers]}${lacking(now)}${leads}`;
+    return `${status[0].toUpperCase()}${status.slice(1)}: ${where[store.answers]}${lacking(now)}${leads}${now.maintenance ? ", in maintenance" : ""}`;
   },
-  clock: ({ now }) => new Date(now.timestamp).toLocaleTimeString(),
+  clock: ({ now }) => clockTime(now.timestamp),
   rate: ({ point }) => rate(point.rate),
   failed: ({ point }) => rate(point.failed),
   p50: ({ point }) => duration(point.p50),
@@ -119,8 +119,10 @@ const texts = {
   copies: ({ now: { store: { cache: c } } }) =>
     c.maxBytes === 0 ? "none" : `${plural(c.entries, "session")}, ${bytes(c.bytes)} of ${bytes(c.maxBytes)}`,
   pods: ({ now: { coordination: c } }) => plural(c.podCount, "pod"),
-  coordinator: ({ now: { coordination: { coordinator: c } } }) =>
-    !c.alive ? "does not run" : `${c.subscribed ? "hears others" : "hears nobody"}, loop late by ${c.loopLagMs} ms`,
+  coordinator: ({ now: { store, coordination: { coordinator: c } } }) => {
+    const hears = c.subscribed ? "listens to others" : store.breaker === null ? "needs no others" : "does not hear others";
+    return c.alive ? `${hears}, loop late by ${c.loopLagMs} ms` : "does not run";
+  },
   leader: (v) => {
     const { leaderId, isSelf, since } = v.now.coordination.leader;
     return leaderId === null ? "nobody known" : `${leaderId}${isSelf ? " (this node)" : ""}, for ${age(v.since(since))}`;
@@ -143,7 +145,7 @@ const texts = {
 
 const up = { up: "good", down: "bad" };
 const levels = {
-  news: ({ now }) => ({ healthy: "good", degraded: "warn" }[now.status] ?? "bad"),
+  news: ({ now }) => ({ healthy: now.maintenance ? "warn" : "good", degraded: "warn" }[now.status] ?? "bad"),
   failed: ({ point }) => point.failed > 0 ? "bad" : "",
   waiting: ({ now: { pool } }) => pool.waiting > pool.waitingLimit / 2 ? "bad" : pool.waiting > 0 ? "warn" : "",
   breaker: ({ now: { store: { breaker: b } } }) => b?.open ? "bad" : b?.dirty > 0 ? "warn" : "",
@@ -281,7 +283,7 @@ function next() {
 
 setInterval(() => {
   if (document.hidden || performance.now() - answered < STALE_MS || document.body.dataset.stale === "yes") return;
-  const when = answers.length > 0 ? ` What you see is of ${new Date(answers.at(-1).timestamp).toLocaleTimeString()}.` : "";
+  const when = answers.length > 0 ? ` What you see is of ${clockTime(answers.at(-1).timestamp)}.` : "";
   put(news, `Stale: ${reason}.${when}`);
   mark(news.parentElement, "is", "bad");
   mark(document.body, "stale", "yes");

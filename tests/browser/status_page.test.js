@@ -116,6 +116,7 @@ for (const front of ["lighttpd", "nginx"]) {
       assert.deepEqual(shown.workers, json.workers.map((w) => w.pid));
       assert.deepEqual(shown.endpoints, json.endpoints.filter((e) => e.requests > 0)
         .map((e) => [e.path === "-" ? "no such path" : e.path, e.requests.toLocaleString("en")]));
+      assert.equal(await text(page, "time"), `${shown.of.slice(11, 19)} UTC`);
       await shot(page, `${front}-light`);
     });
 
@@ -163,7 +164,10 @@ describe("the page", () => {
       Object.assign(busy, { state: "busy", requests: 3, oldest: { method: "PATCH", path: "/api/sessions/*", ageMs: 42 } });
       Object.assign(dead, { state: "dead", oldest: null });
       answer.workers = [dead, busy]; // one has left, and their order is another
-      answer.status = "degraded";
+      Object.assign(answer, { status: "degraded", maintenance: true });
+      answer.coordination.coordinator.subscribed = false;
+      answer.store.breaker = null;
+      for (const e of answer.endpoints) e.requests ||= 1;
       Object.assign(answer.pool, { busy: 1, dead: 1, idle: 1, waiting: 3000 });
       Object.assign(answer.cleanup, { last: new Date(Date.now() - 3 * 3600000).toISOString(),
         jobs: { pending: 4, running: 0, failed: 2 }, database: { status: "down", latencyMs: 200, ageMs: 1, sinceMs: 2 } });
@@ -180,9 +184,13 @@ describe("the page", () => {
     assert.match(await text(page, "[data-rows=limits]"), /jira global\s+96 %\s+40\s+–/);
     await page.waitForSelector("[data-level=waiting][data-is=bad]");
     assert.equal(await text(page, "[data-text=database]"), "does not answer");
-    assert.match(await text(page, "[role=status]"), /^Degraded: Redis answers, PostgreSQL is away, /);
+    assert.match(await text(page, "[role=status]"), /^Degraded: Redis answers, PostgreSQL is away, .*, in maintenance$/);
+    assert.match(await text(page, "[data-text=coordinator]"), /^needs no others, /);
     assert.equal(await text(page, "[data-level=cleaned][data-is=warn] dd"), "3 h ago");
     assert.equal(await text(page, "[data-text=jobs]"), "4 pending, 2 failed");
+    const cut = await page.evaluate(() => [...document.querySelectorAll(".scroll")]
+      .filter((n) => n.scrollHeight > n.clientHeight).map((n) => n.getAttribute("aria-labelledby")));
+    assert.deepEqual(cut, [], "all rows are seen");
     await shot(page, "trouble");
   });
 
