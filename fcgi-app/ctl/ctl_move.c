@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -45,6 +46,7 @@ static bool is_dash(const char *path)
 struct export
 {
     FILE *to;
+    int write_errno; /* of the first write that failed; 0: none has */
     struct buf line;
     int64_t sessions, skipped;
 };
@@ -58,7 +60,8 @@ static void write_found(void *ctx, const struct store_found *f)
     }
     buf_reset(&ex->line);
     session_line_write(f->id, f->doc, f->expires_at_ms, &ex->line);
-    fwrite(buf_text(&ex->line), 1, ex->line.len, ex->to); /* ferror() remembers */
+    bool all = fwrite(buf_text(&ex->line), 1, ex->line.len, ex->to) == ex->line.len;
+    if (!all && ex->write_errno == 0) ex->write_errno = errno;
     ex->sessions++;
 }
 
@@ -66,31 +69,90 @@ static enum ctl_exit export_all(struct ctl *c, struct store *st, struct export *
 {
     struct store_scan scan = { .each = write_found, .ctx = ex };
     struct err e;
-    while (!scan.done) {
+    while (!scan.done && ex->write_errno == 0) {
         if (clock_mono_ms() >= c->deadline_ms) return ctl_fail(CTL_TIMED_OUT, "not within the --timeout");
         if (!store_scan(st, &scan, step_deadline(c), &e)) return ctl_failed(c, &e);
-        if (ferror(ex->to)) break;
     }
-    if (fflush(ex->to) != 0 || ferror(ex->to)) return ctl_fail(CTL_NOT_SO, "cannot be written: %s", strerror(errno));
+    if (ex->write_errno == 0 && fflush(ex->to) != 0) ex->write_errno = errno;
+    if (ex->write_errno != 0)
+        return ctl_fail(CTL_NOT_SO, "%s: cannot be written: %s", c->word[0], strerror(ex->write_errno));
     return CTL_OK;
+}
+
+/* A file is replaced; a device, a pipe or a link would be gone afterwards. */
+static enum ctl_exit check_target(const char *path)
+{
+    struct stat st;
+    if (lstat(path, &st) != 0 || S_ISREG(st.st_mode)) return CTL_OK; /* what else is wrong, its .part meets too */
+    return ctl_fail(CTL_USAGE, "%s: is there and no regular file: allowed is a file, or - for standard output", path);
+}
+
+/* Ours alone while it is locked. One that a killed export has left is used again; a name that the other export has just
+ * taken away from what was opened is as good as locked. -1: it has been said. */
+static int open_part(const char *path)
+{
+    struct stat opened, named;
+    bool locked = false, ours = false;
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+    int error = fd < 0 ? errno : 0;
+    if (fd >= 0) {
+        locked = flock(fd, LOCK_EX | LOCK_NB) == 0 && fstat(fd, &opened) == 0 && lstat(path, &named) == 0 &&
+                 opened.st_ino == named.st_ino && opened.st_dev == named.st_dev;
+        ours = locked && S_ISREG(opened.st_mode) && opened.st_uid == geteuid();
+    }
+    if (ours && (fchmod(fd, 0600) != 0 || ftruncate(fd, 0) != 0)) error = errno;
+    if (ours && error == 0) return fd;
+    ctl_fail(CTL_NOT_SO, "%s: %s", path,
+             error != 0 ? strerror(error)
+             : locked   ? "is there and no file of this user"
+                        : "another export writes it");
+    if (fd >= 0) close(fd);
+    return -1;
+}
+
+/* A name is on the disk once its folder is; some file systems cannot be told (EINVAL). */
+static bool sync_folder_of(const char *path)
+{
+    struct buf folder = BUF_INIT(8192);
+    const char *slash = strrchr(path, '/');
+    if (slash != NULL)
+        buf_append(&folder, path, (size_t)(slash - path) + 1);
+    else
+        buf_puts(&folder, ".");
+    int fd = open(buf_text(&folder), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    bool ok = fd >= 0 && (fsync(fd) == 0 || errno == EINVAL);
+    int error = errno;
+    if (fd >= 0) close(fd);
+    buf_done(&folder);
+    errno = error;
+    return ok;
 }
 
 /* Ids are keys to sessions: nobody else reads the file. It has its name once it is whole. */
 static enum ctl_exit export_to_file(struct ctl *c, struct store *st, struct export *ex, const char *path)
 {
     struct buf part = BUF_INIT(8192);
+    bool renamed = false;
+    int fd = -1;
+    enum ctl_exit code = check_target(path);
     buf_printf(&part, "%s.part", path);
-    int fd = open(buf_text(&part), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-    enum ctl_exit code = fd >= 0 && fchmod(fd, 0600) == 0 ? CTL_OK : CTL_NOT_SO;
-    if (fd >= 0) ex->to = fdopen(fd, "w");
-    if (code == CTL_OK)
-        code = export_all(c, st, ex);
+    if (code == CTL_OK && (fd = open_part(buf_text(&part))) < 0) code = CTL_NOT_SO;
+    if (code != CTL_OK) goto out;
+    ex->to = fdopen(fd, "w");
+    if (ex->to == NULL)
+        code = ctl_fail(CTL_NOT_SO, "%s: %s", buf_text(&part), strerror(errno));
     else
-        ctl_fail(code, "%s: %s", buf_text(&part), strerror(errno));
-    if (code == CTL_OK && (fsync(fd) != 0 || rename(buf_text(&part), path) != 0))
-        code = ctl_fail(CTL_NOT_SO, "%s: %s", path, strerror(errno));
-    if (ex->to != NULL) fclose(ex->to);
-    if (fd >= 0 && code != CTL_OK) unlink(buf_text(&part));
+        code = export_all(c, st, ex);
+    if (code == CTL_OK) {
+        renamed = fsync(fd) == 0 && rename(buf_text(&part), path) == 0;
+        if (!renamed || !sync_folder_of(path)) code = ctl_fail(CTL_NOT_SO, "%s: %s", path, strerror(errno));
+    }
+    if (!renamed) unlink(buf_text(&part)); /* while it is locked */
+    if (ex->to != NULL)
+        fclose(ex->to);
+    else
+        close(fd);
+out:
     buf_done(&part);
     return code;
 }
@@ -109,10 +171,13 @@ enum ctl_exit store_export(struct ctl *c)
     } else {
         code = export_to_file(c, st, &ex, c->word[0]);
     }
-    report_number(&c->report, "sessions", ex.sessions);
-    report_number(&c->report, "skipped", ex.skipped);
-    if (code == CTL_OK && ex.skipped > 0)
-        code = ctl_fail(CTL_NOT_SO, "%" PRId64 " keys are no sessions: no JSON object, or not under an id", ex.skipped);
+    if (code == CTL_OK) {
+        report_number(&c->report, "sessions", ex.sessions);
+        report_number(&c->report, "skipped", ex.skipped);
+        if (ex.skipped > 0)
+            code = ctl_fail(CTL_NOT_SO, "%" PRId64 " keys are no sessions: no JSON object, or not under an id",
+                            ex.skipped);
+    }
     buf_done(&ex.line);
     store_close(st);
     return code;

@@ -3,6 +3,7 @@ is there and newer stays, what was deleted stays gone, and what is wrong is refu
 
 import contextlib
 import datetime
+import fcntl
 import json
 import os
 import re
@@ -254,11 +255,39 @@ def test_a_wrong_place_for_the_lines_is_said(place, folder):
     place.ctl("store", "export", folder / "a", "--dry-run", code=USAGE)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_what_is_no_file_is_not_replaced_by_one(folder, kind):
+    place, path = Place(folder / "place"), folder / "target"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to(folder / "elsewhere")
+    else:
+        path.mkdir()
+    before = path.lstat()
+    assert "no regular file" in place.ctl("store", "export", path, code=USAGE).err
+    assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
+    assert not (folder / "target.part").exists() and not (folder / "elsewhere").exists()
+
+
+def test_two_exports_do_not_write_one_file(folder):
+    place, part = Place(folder / "place"), folder / "out.part"
+    place.take([line("a")])
+    part.write_text("the rest of an export that was killed")
+    with part.open("rb+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        answer = place.ctl("store", "export", folder / "out", code=NOT_SO)
+        assert "another export" in answer.err and answer.out == "" and part.stat().st_size > 0
+    place.ctl("store", "export", folder / "out")
+    assert read(folder / "out").keys() == {"a"} and not part.exists()
+    assert stat.S_IMODE((folder / "out").stat().st_mode) == 0o600
+
+
 def test_a_full_disk_is_no_export(place):
     place.take([line("a")])
     with open("/dev/full", "wb") as full:
         done = subprocess.run([CTL, "store", "export", "-"], env=place.env, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == NOT_SO and "No space left" in done.stderr
+    assert done.returncode == NOT_SO and "No space left" in done.stderr and "sessions" not in done.stderr
 
 
 def test_the_timeout_counts_where_it_is_given(folder):
