@@ -46,7 +46,7 @@ struct ctl {
     char **argv;
     const char *word[CTL_MOST_WORDS]; /* what stands behind the command's name; NULL beyond */
     const char *flag[CTL_FLAGS];      /* NULL: not given; "" or its value */
-    int64_t deadline_ms;              /* monotonic: --timeout from the start */
+    int64_t deadline_ms;              /* monotonic: --timeout from the start, or CLOCK_NEVER */
     struct report report;             /* printed when the command returns */
 };
 
@@ -55,6 +55,9 @@ typedef enum ctl_exit ctl_command(struct ctl *c);
 /* One line on standard error; gives `code` back. */
 enum ctl_exit ctl_fail(enum ctl_exit code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 enum ctl_exit ctl_failed(const struct ctl *c, const struct err *e); /* the code that this error means */
+
+/* Of a part of the work that takes at most so long: then, or at --timeout if that is sooner. */
+int64_t ctl_step_deadline(const struct ctl *c, int64_t step_ms);
 
 /* --- node.c: what runs here --- */
 

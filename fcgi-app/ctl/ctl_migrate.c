@@ -75,16 +75,10 @@ struct migration {
     enum ctl_exit code;
 };
 
-static int64_t soon(const struct migration *m)
-{
-    int64_t until_ms = clock_mono_ms() + STEP_MS;
-    return until_ms < m->c->deadline_ms ? until_ms : m->c->deadline_ms;
-}
-
 static bool command(struct migration *m, redisReply **reply, size_t argc, const struct bytes *argv, struct bytes key,
                     struct err *e)
 {
-    *reply = redis_call(m->redis, key, argc, argv, soon(m), NULL, e);
+    *reply = redis_call(m->redis, key, argc, argv, ctl_step_deadline(m->c, STEP_MS), NULL, e);
     return *reply != NULL;
 }
 
@@ -186,8 +180,10 @@ static bool look_at_redis(struct migration *m, struct err *e)
     bool ok = true, done = false;
     memset(m->count, 0, sizeof m->count);
     m->leader = NULL;
-    while (ok && !scan.done && m->code == CTL_OK) ok = store_scan(m->store, &scan, soon(m), e);
-    while (ok && !done) ok = redis_scan_page(m->redis, &pods, PODS, soon(m), &done, count_key, &m->count[PODS_SEEN], e);
+    while (ok && !scan.done && m->code == CTL_OK) ok = store_scan(m->store, &scan, ctl_step_deadline(m->c, STEP_MS), e);
+    while (ok && !done)
+        ok = redis_scan_page(m->redis, &pods, PODS, ctl_step_deadline(m->c, STEP_MS), &done, count_key,
+                             &m->count[PODS_SEEN], e);
     return ok && look_at_leader(m, e) && look_at_eviction(m, e);
 }
 
@@ -289,7 +285,8 @@ static void look_at_postgres(void *ctx)
     struct migration *m = ctx;
     struct err e;
     for (int w = 0; w < WEIGHTS; w++) buf_reset(&m->said[w]);
-    bool ok = pg_begin(m->pg, soon(m), &e) && schema_version(m->pg, &m->schema, &e) && look_at_tables(m, &e);
+    bool ok = pg_begin(m->pg, ctl_step_deadline(m->c, STEP_MS), &e) && schema_version(m->pg, &m->schema, &e) &&
+              look_at_tables(m, &e);
     pg_rollback(m->pg); /* nothing was changed */
     if (!ok) m->code = ctl_failed(m->c, &e);
     if (m->schema > schema_newest())
@@ -310,7 +307,7 @@ static bool heal_sessions(struct migration *m, struct err *e)
 {
     struct store_heal heal = { .life_ms = m->c->config->session_default_ttl_seconds * 1000 };
     bool ok = true;
-    while (ok && !heal.done) ok = store_heal(m->store, &heal, soon(m), e);
+    while (ok && !heal.done) ok = store_heal(m->store, &heal, ctl_step_deadline(m->c, STEP_MS), e);
     return ok;
 }
 
@@ -407,7 +404,6 @@ enum ctl_exit migrate(struct ctl *c)
     struct err e;
     if (c->config->redis_url[0] == '\0')
         return ctl_fail(CTL_USAGE, "the original keeps its sessions in Redis: REDIS_URL");
-    if (c->flag[CTL_TIMEOUT] == NULL) c->deadline_ms = CLOCK_NEVER;
     struct pollset *ps = pollset_new(&e);
     if (ps == NULL || !open_redis(&m, &e) || !open_postgres(&m, ps, &e)) m.code = ctl_failed(c, &e);
     if (m.code == CTL_OK) m.store = ctl_open_store(c, NULL, &m.code);

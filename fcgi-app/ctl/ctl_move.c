@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,18 +24,6 @@
 #define AT_ONCE      32 /* lines that are taken in side by side */
 #define MOST_TOLD    20 /* refused lines; the rest is counted */
 #define MOST_RETRIES 8  /* of a session that comes and goes */
-
-/* These take the time they need, unless --timeout says otherwise. */
-static void take_time(struct ctl *c)
-{
-    if (c->flag[CTL_TIMEOUT] == NULL) c->deadline_ms = CLOCK_NEVER;
-}
-
-static int64_t step_deadline(const struct ctl *c)
-{
-    int64_t until_ms = clock_mono_ms() + STEP_MS;
-    return until_ms < c->deadline_ms ? until_ms : c->deadline_ms;
-}
 
 static bool is_dash(const char *path)
 {
@@ -71,7 +60,7 @@ static enum ctl_exit export_all(struct ctl *c, struct store *st, struct export *
     struct err e;
     while (!scan.done && ex->write_errno == 0) {
         if (clock_mono_ms() >= c->deadline_ms) return ctl_fail(CTL_TIMED_OUT, "not within the --timeout");
-        if (!store_scan(st, &scan, step_deadline(c), &e)) return ctl_failed(c, &e);
+        if (!store_scan(st, &scan, ctl_step_deadline(c, STEP_MS), &e)) return ctl_failed(c, &e);
     }
     if (ex->write_errno == 0 && fflush(ex->to) != 0) ex->write_errno = errno;
     if (ex->write_errno != 0)
@@ -163,7 +152,6 @@ enum ctl_exit store_export(struct ctl *c)
     enum ctl_exit code = CTL_OK;
     struct store *st = ctl_open_store(c, NULL, &code);
     if (st == NULL) return code;
-    take_time(c);
     if (is_dash(c->word[0])) {
         c->report.to = stderr;
         ex.to = stdout;
@@ -191,7 +179,7 @@ static const char *const fate_names[FATES] = { "created", "replaced", "same", "k
 struct import {
     struct ctl *c;
     struct store *store;
-    FILE *from;
+    int from_fd;
     struct life_rules life;
     char chunk[64 * 1024]; /* what was read, and how far it is used */
     size_t read, used;
@@ -277,8 +265,8 @@ static bool look(struct arrival *a, struct err *e)
     struct store_result res;
     struct buf stored = BUF_INIT(SIZE_MAX / 2);
     bool gone = false;
-    bool ok = store_get(im->store, a->line.id, 0, step_deadline(im->c), &stored, &res, e);
-    if (ok && !res.found) ok = store_is_gone(im->store, a->line.id, step_deadline(im->c), &gone, e);
+    bool ok = store_get(im->store, a->line.id, 0, ctl_step_deadline(im->c, STEP_MS), &stored, &res, e);
+    if (ok && !res.found) ok = store_is_gone(im->store, a->line.id, ctl_step_deadline(im->c, STEP_MS), &gone, e);
     if (ok) a->fate = res.found ? judge(a, buf_bytes(&stored)) : gone ? GONE : CREATED;
     buf_done(&stored);
     return ok;
@@ -289,11 +277,13 @@ static bool put(struct arrival *a, struct err *e)
     struct import *im = a->im;
     struct store_result res;
     for (int i = 0; i < MOST_RETRIES; i++) {
-        if (!store_create(im->store, a->line.id, buf_bytes(&a->line.doc), &a->terms, step_deadline(im->c), &res, e))
+        if (!store_create(im->store, a->line.id, buf_bytes(&a->line.doc), &a->terms, ctl_step_deadline(im->c, STEP_MS),
+                          &res, e))
             return false;
         a->fate = res.changed ? CREATED : GONE;
         if (res.changed || res.gone) return true;
-        if (!store_update(im->store, a->line.id, replace, a, &a->terms, step_deadline(im->c), &res, e)) return false;
+        if (!store_update(im->store, a->line.id, replace, a, &a->terms, ctl_step_deadline(im->c, STEP_MS), &res, e))
+            return false;
         if (res.found) return true;
     }
     return err_set(e, ERR_UNAVAILABLE, "line %" PRId64 ": the session comes and goes", a->number);
@@ -322,18 +312,33 @@ static void take_in(void *arg)
 
 /* --- import: lines --- */
 
+/* Reads on, not waiting longer for whoever writes than --timeout says. False: there is no more, or im->code says why.
+ */
+static bool next_chunk(struct import *im)
+{
+    struct pollfd in = { .fd = im->from_fd, .events = POLLIN };
+    ssize_t n = -1;
+    while (n < 0 && im->code == CTL_OK) {
+        int64_t left_ms = im->c->deadline_ms - clock_mono_ms();
+        int ready = poll(&in, 1, im->c->deadline_ms == CLOCK_NEVER ? -1 : left_ms > 0 ? (int)left_ms : 0);
+        if (ready > 0) n = read(im->from_fd, im->chunk, sizeof im->chunk);
+        if (ready == 0)
+            im->code = ctl_fail(CTL_TIMED_OUT, "not within the --timeout");
+        else if (n < 0 && errno != EINTR && errno != EAGAIN)
+            im->code = ctl_fail(CTL_NOT_SO, "%s: cannot be read: %s", im->c->word[0], strerror(errno));
+    }
+    im->used = 0;
+    im->read = n > 0 ? (size_t)n : 0;
+    return n > 0;
+}
+
 /* The next line without its end; one that is too long is passed over and leaves `line` overflowed. False: there is none
- * left. */
+ * left, or im->code says why. */
 static bool next_line(struct import *im, struct buf *line)
 {
     bool any = false, ended = false;
     buf_reset(line);
-    while (!ended) {
-        if (im->used == im->read) {
-            im->used = 0;
-            im->read = fread(im->chunk, 1, sizeof im->chunk, im->from);
-            if (im->read == 0) break;
-        }
+    while (!ended && (im->used < im->read || next_chunk(im))) {
         const char *at = im->chunk + im->used, *end = memchr(at, '\n', im->read - im->used);
         size_t n = end != NULL ? (size_t)(end - at) : im->read - im->used;
         ended = end != NULL;
@@ -341,7 +346,7 @@ static bool next_line(struct import *im, struct buf *line)
         buf_append(line, at, n);
         any = true;
     }
-    return any;
+    return any && im->code == CTL_OK;
 }
 
 /* Reading may wait for whoever writes the lines, so nothing is under way meanwhile. */
@@ -358,7 +363,6 @@ static void import_lines(struct import *im, struct arrival *arrivals, struct pol
         if (im->code == CTL_OK && clock_mono_ms() >= im->c->deadline_ms)
             im->code = ctl_fail(CTL_TIMED_OUT, "not within the --timeout");
     }
-    if (im->code == CTL_OK && ferror(im->from)) im->code = ctl_fail(CTL_NOT_SO, "cannot be read: %s", strerror(errno));
 }
 
 static void tell_import(struct import *im)
@@ -398,20 +402,20 @@ enum ctl_exit store_import(struct ctl *c)
     im->c = c;
     im->life = (struct life_rules){ .ttl_ms = cfg->session_default_ttl_seconds * 1000,
                                     .absolute_ms = cfg->session_absolute_ttl_seconds * 1000 };
-    im->from = is_dash(c->word[0]) ? stdin : fopen(c->word[0], "re");
-    if (im->from == NULL) im->code = ctl_fail(CTL_USAGE, "%s: %s", c->word[0], strerror(errno));
+    /* A pipe is not waited for here, but with its lines. */
+    im->from_fd = is_dash(c->word[0]) ? STDIN_FILENO : open(c->word[0], O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (im->from_fd < 0) im->code = ctl_fail(CTL_USAGE, "%s: %s", c->word[0], strerror(errno));
     if (im->code == CTL_OK && (ps = pollset_new(&e)) == NULL) im->code = ctl_failed(c, &e);
     if (im->code == CTL_OK) im->store = ctl_open_store(c, ps, &im->code);
-    take_time(c);
     /* Else the first lines would go into the refuge, for later. */
     if (im->store != NULL && store_uses(im->store, STORE_REDIS) &&
-        !store_check(im->store, STORE_REDIS, step_deadline(c), &e))
+        !store_check(im->store, STORE_REDIS, ctl_step_deadline(c, STEP_MS), &e))
         im->code = ctl_failed(c, &e);
     if (im->code == CTL_OK) import_into(im, ps);
     enum ctl_exit code = im->code;
     store_close(im->store);
     pollset_free(ps);
-    if (im->from != NULL && im->from != stdin) fclose(im->from);
+    if (im->from_fd > STDIN_FILENO) close(im->from_fd);
     free(im);
     return code;
 }

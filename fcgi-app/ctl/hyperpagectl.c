@@ -22,6 +22,8 @@ extern char **environ;
 #define MAY(flag)  (1u << CTL_##flag)
 #define ALWAYS_MAY (MAY(JSON) | MAY(TIMEOUT) | MAY(URL) | MAY(TOKEN_FILE) | MAY(CACERT))
 
+#define TAKES_TIME (1u << CTL_FLAGS) /* what it needs, unless --timeout is given */
+
 static const struct command {
     const char *name, *words;      /* as in --help */
     size_t least, most;            /* words */
@@ -36,7 +38,8 @@ static const struct command {
     { "reload", "", 0, 0, MAY(WAIT), pool_reload, NULL,
       "The options are read again and the workers replaced one by one. --wait: until the new ones serve; 1: refused." },
     { "drain", "", 0, 0, MAY(WAIT), pool_drain, NULL,
-      "Requests in hand are finished, then the pool ends; systemd leaves it down until it is told otherwise. --wait: until "
+      "Requests in hand are finished, then the pool ends; systemd leaves it down until it is told otherwise. --wait: "
+      "until "
       "it has ended." },
     { "restart", "", 0, 0, MAY(WAIT) | MAY(ROLLING), pool_restart, NULL,
       "The binary is started anew on the same socket and takes over. --rolling: its workers are replaced one by one, "
@@ -64,15 +67,16 @@ static const struct command {
     { "cache flush", "", 0, 0, 0, cache_flush, NULL, "No copy is believed until Redis has been asked again." },
     { "store check", "", 0, 0, 0, store_look, NULL,
       "Do the places that sessions are kept in take writes now? 3: one does not." },
-    { "store export", "FILE", 1, 1, 0, store_export, NULL,
+    { "store export", "FILE", 1, 1, TAKES_TIME, store_export, NULL,
       "All sessions of the place in use as lines of JSON, each with id, end and the document's bytes. FILE - is "
       "standard "
       "output. 1: keys that are no sessions were left out." },
-    { "store import", "FILE", 1, 1, MAY(DRY_RUN) | MAY(OVERWRITE), store_import, NULL,
+    { "store import", "FILE", 1, 1, TAKES_TIME | MAY(DRY_RUN) | MAY(OVERWRITE), store_import, NULL,
       "Such lines into the place in use; again and again does no harm. What is there stays, unless the line's document "
       "is newer, or with --overwrite; what was deleted stays gone. --dry-run only counts. 1: lines were refused." },
-    { "migrate", "", 0, 0, MAY(APPLY), migrate, NULL,
-      "Looks at the Redis and the PostgreSQL of an original portal that runs, and tells what would change when nodes of "
+    { "migrate", "", 0, 0, TAKES_TIME | MAY(APPLY), migrate, NULL,
+      "Looks at the Redis and the PostgreSQL of an original portal that runs, and tells what would change when nodes "
+      "of "
       "this service join it, and what stands in the way. --apply: changes it now. 1: something stands in the way." },
     { "config show", "", 0, 0, 0, config_show_all, NULL, "The options as they come out, without secrets." },
     { "config check", "", 0, 0, 0, config_check, NULL,
@@ -119,6 +123,12 @@ enum ctl_exit ctl_failed(const struct ctl *c, const struct err *e)
     return ctl_fail(code, "%s", e->text);
 }
 
+int64_t ctl_step_deadline(const struct ctl *c, int64_t step_ms)
+{
+    int64_t until_ms = clock_mono_ms() + step_ms;
+    return until_ms < c->deadline_ms ? until_ms : c->deadline_ms;
+}
+
 /* --- the call --- */
 
 static void add_flags(unsigned allowed, struct buf *out)
@@ -138,8 +148,8 @@ static int help(void)
         "       hyperpagectl COMMAND --url URL [--token-file FILE] [--cacert FILE] [--json] [--timeout S]\n\n"
         "Looks at and steers the session service of this node, over RUN_DIR, STATE_DIR and its stores. It takes\n"
         "the options that hyperpage-fcgi has, from the same places: give it the same file or environment.\n"
-        "--json prints one JSON object. --timeout is 60 seconds unless given; export and import then take the\n"
-        "time they need. As root it acts as the owner of RUN_DIR.\n\n"
+        "--json prints one JSON object. --timeout is 60 seconds unless given; store export, store import and\n"
+        "migrate then take the time they need. As root it acts as the owner of RUN_DIR.\n\n"
         "With --url it asks a node over HTTP: its web server's http://HOST[:PORT]/ or https://HOST[:PORT]/, whose\n"
         "certificate the machine's authorities, or those of --cacert, must vouch for. The token of administrators\n"
         "stands in --token-file, ADMIN_TOKEN_FILE or ADMIN_TOKEN. Commands marked with * know this.\n\n"
@@ -235,7 +245,8 @@ static bool check_flags(struct ctl *c, const struct command *cmd)
     if (c->flag[CTL_TIMEOUT] != NULL) s = strtoll(c->flag[CTL_TIMEOUT], &end, 10);
     if (*end != '\0' || s < 1 || s > 86400)
         return ctl_fail(CTL_USAGE, "--timeout %s: allowed is 1 to 86400 (s)", c->flag[CTL_TIMEOUT]) == CTL_OK;
-    c->deadline_ms = clock_mono_ms() + s * 1000;
+    bool ends = c->flag[CTL_TIMEOUT] != NULL || !(cmd->flags & TAKES_TIME);
+    c->deadline_ms = ends ? clock_mono_ms() + s * 1000 : CLOCK_NEVER;
     return true;
 }
 

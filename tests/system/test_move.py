@@ -251,6 +251,7 @@ def test_a_store_that_is_away_ends_it_and_leaves_nothing_half(folder, redis):
 
 def test_a_wrong_place_for_the_lines_is_said(place, folder):
     assert "No such file" in place.ctl("store", "import", folder / "none", code=USAGE).err
+    assert f"{folder}: cannot be read: Is a directory" in place.ctl("store", "import", folder, code=NOT_SO).err
     assert "No such file" in place.ctl("store", "export", folder / "none/out", code=NOT_SO).err
     place.ctl("store", "export", folder / "a", "--dry-run", code=USAGE)
 
@@ -288,6 +289,19 @@ def test_a_full_disk_is_no_export(place):
     with open("/dev/full", "wb") as full:
         done = subprocess.run([CTL, "store", "export", "-"], env=place.env, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == NOT_SO and "No space left" in done.stderr and "sessions" not in done.stderr
+
+
+@pytest.mark.parametrize("way, text", [("-", ""), ("-", '{}\n{"id":'), ("pipe", "")])
+def test_who_writes_nothing_is_given_up_at_the_timeout(folder, way, text):
+    place, path = Place(folder / "place"), folder / "pipe"
+    os.mkfifo(path)
+    process = subprocess.Popen([CTL, "store", "import", path if way == "pipe" else "-", "--timeout", "1"], env=place.env, text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    with process:
+        process.stdin.write(text)
+        process.stdin.flush()
+        assert process.wait(60) == TIMED_OUT
+        assert "not within the --timeout" in process.stderr.read()
 
 
 def test_the_timeout_counts_where_it_is_given(folder):
