@@ -69,6 +69,7 @@ static void tell_health(struct ctl *c, const struct node *n)
 static void tell_pool(struct ctl *c, const struct node *n)
 {
     struct report *r = &c->report;
+    struct processes p;
     uint64_t *totals = mem_alloc(METRICS_COUNTERS * sizeof *totals);
     report_open(r, "pool");
     report_flag(r, "running", n->master.pid != 0);
@@ -79,7 +80,14 @@ static void tell_pool(struct ctl *c, const struct node *n)
         report_string(r, "state", node_state(n->slot));
         report_time(r, "startedAt", atomic_load(&n->slot->started_ms));
         report_number(r, "workersWanted", atomic_load(&n->slot->workers_wanted));
-        report_number(r, "requests", (int64_t)totals_requests(totals));
+        processes_read(n->shared, NULL, &p);
+        report_number(r, "starting", (int64_t)p.starting);
+        report_number(r, "idle", (int64_t)p.idle);
+        report_number(r, "busy", (int64_t)p.busy);
+        report_number(r, "draining", (int64_t)p.draining);
+        report_number(r, "connections", (int64_t)p.connections);
+        report_number(r, "requests", (int64_t)p.requests); /* in hand, as everywhere */
+        report_number(r, "requestsTotal", (int64_t)totals_requests(totals));
     }
     report_close(r);
     free(totals);

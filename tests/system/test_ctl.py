@@ -75,9 +75,10 @@ def test_a_status_says_what_runs(pool):
     assert {w["state"] for w in status["workers"]} == {"serving"}
     assert pids(status) <= set(pool.processes()) and len(status["workers"]) == 2
     assert not status["coordinator"]["running"]
-    before = status["pool"]["requests"]
+    before = status["pool"]["requestsTotal"]
     pool.ask("GET", "/api/sessions")
-    assert look(pool, "status")["pool"]["requests"] == before + 1
+    wait_until(lambda: look(pool, "status")["pool"]["requests"] == 0, "none is in hand")
+    assert look(pool, "status")["pool"]["requestsTotal"] == before + 1
 
 
 def test_text_and_json_tell_the_same(pool):

@@ -68,6 +68,10 @@ def test_it_tells_what_it_tells_on_the_node(far):
     assert there["health",]["redis"].keys() == here["health",]["redis"].keys()
     assert {w["pid"] for w in there["status",]["workers"]} == {w["pid"] for w in here["status",]["workers"]}
     assert there["status",]["workers"][0].keys() == here["status",]["workers"][0].keys()
+    pools = [answers["status",]["pool"] for answers in (here, there)]
+    assert set(pools[1]) <= set(pools[0]) and all(pool["idle"] + pool["busy"] == 2 for pool in pools)
+    after = ctl(far.pool, "status", "--json").json["pool"]
+    assert after["requestsTotal"] >= 4 and after["requests"] <= 1, "all that there have been, and in hand, as over HTTP"
     assert there["status",]["coordinator"]["leaderId"] == "node" and there["status",]["coordinator"]["alive"]
     text = ctl_with(PLAIN, "status", "--url", far.url).out
     assert "\nstatus: healthy\n" in text and re.search(r"^  - pid=\d+ state=", text, re.M)
