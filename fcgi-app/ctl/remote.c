@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 #define MOST_TOLD_BYTES 300 /* of what a server says */
 
@@ -32,17 +33,17 @@ static bool is_private(CURLU *url)
     bool private = false;
     if (curl_url_get(url, CURLUPART_SCHEME, &scheme, 0) == CURLUE_OK && strcmp(scheme, "https") == 0) private = true;
     if (curl_url_get(url, CURLUPART_HOST, &host, 0) == CURLUE_OK)
-        for (size_t i = 0; i < sizeof here / sizeof here[0]; i++) private = private || strcmp(host, here[i]) == 0;
+        for (size_t i = 0; i < sizeof here / sizeof here[0]; i++) private = private || strcasecmp(host, here[i]) == 0;
     curl_free(scheme);
     curl_free(host);
     return private;
 }
 
-static bool has_part(CURLU *url, CURLUPart part)
+static bool has_path(CURLU *url)
 {
-    char *text = NULL;
-    bool has = curl_url_get(url, part, &text, 0) == CURLUE_OK && strcmp(text, "/") != 0;
-    curl_free(text);
+    char *path = NULL;
+    bool has = curl_url_get(url, CURLUPART_PATH, &path, 0) != CURLUE_OK || strcmp(path, "/") != 0;
+    curl_free(path);
     return has;
 }
 
@@ -53,9 +54,10 @@ static enum ctl_exit make_url(const struct ctl *c, const struct remote_request *
     const char *given = c->flag[CTL_URL];
     CURLU *url = curl_url();
     enum ctl_exit code = CTL_OK;
-    if ((strncmp(given, "http://", 7) != 0 && strncmp(given, "https://", 8) != 0) ||
-        curl_url_set(url, CURLUPART_URL, given, 0) != CURLUE_OK || has_part(url, CURLUPART_USER) ||
-        has_part(url, CURLUPART_PATH) || has_part(url, CURLUPART_QUERY) || has_part(url, CURLUPART_FRAGMENT))
+    if (url == NULL) code = wrong(a, CTL_UNREACHABLE, "--url: no memory for it");
+    /* Not even an empty user, query or fragment: `path` would become part of it. */
+    else if ((strncmp(given, "http://", 7) != 0 && strncmp(given, "https://", 8) != 0) ||
+             strpbrk(given, "@?#") != NULL || curl_url_set(url, CURLUPART_URL, given, 0) != CURLUE_OK || has_path(url))
         code = wrong(a, CTL_USAGE, "--url: allowed is http://HOST[:PORT]/ or https://HOST[:PORT]/");
     else if (rq->as_admin && !is_private(url))
         code = wrong(a, CTL_USAGE, "--url: a token goes over https only, or stays on this machine");

@@ -149,10 +149,11 @@ def test_what_works_on_the_node_only_says_so(words):
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:80", "ftp://127.0.0.1/", "file:///etc/passwd", "http://", "http://u:p@127.0.0.1/", "http://127.0.0.1/x",
-                                 "http://127.0.0.1/?a=b", "http://127.0.0.1/#a", "http://127.0.0.1 /", "http://127.0.0.1:99999/"])
+                                 "http://127.0.0.1/?a=b", "http://127.0.0.1/#a", "http://127.0.0.1/?/", "http://127.0.0.1/#/", "http://127.0.0.1/?",
+                                 "http://@127.0.0.1/", "http://127.0.0.1 /", "http://127.0.0.1:99999/"])
 def test_an_address_that_is_none_is_said(url):
     answer = ctl_with(PLAIN, "health", "--url", url)
-    assert answer.code == USAGE and len(answer.err.splitlines()) == 1, answer.err
+    assert answer.code == USAGE and len(answer.err.splitlines()) == 1 and "allowed is http" in answer.err, answer.err
 
 
 def test_options_of_the_way_need_a_way(folder):
@@ -164,6 +165,8 @@ def test_no_token_goes_unencrypted_to_another_machine():
     for url in ("http://192.0.2.1/", "http://127.0.0.1.example/", "http://localhost.example/"):
         answer = ctl_with({**PLAIN, "ADMIN_TOKEN": "admin"}, "sessions", "list", "ann", "--url", url)
         assert answer.code == USAGE and "https only" in answer.err
+    answer = ctl_with({**PLAIN, "ADMIN_TOKEN": "admin"}, "sessions", "list", "ann", "--url", f"http://LocalHost:{free_port()}/")
+    assert answer.code == UNREACHABLE, "a name is the same in capitals"
 
 
 # --- TLS ---
