@@ -139,14 +139,18 @@ static void add_flags(unsigned allowed, struct buf *out)
                        flags[f].value ? flags[f].value : "");
 }
 
+static const char usage[] =
+    "usage: hyperpagectl COMMAND [--json] [--timeout S] [--config FILE] [--OPTION VALUE ...]\n"
+    "       hyperpagectl COMMAND --url URL [--token-file FILE] [--cacert FILE] [--json] [--timeout S]\n"
+    "       hyperpagectl --help | --version\n";
+
 static int help(void)
 {
     struct buf out = BUF_INIT(64 * 1024);
+    buf_puts(&out, usage);
     buf_puts(
         &out,
-        "usage: hyperpagectl COMMAND [--json] [--timeout S] [--config FILE] [--OPTION VALUE ...]\n"
-        "       hyperpagectl COMMAND --url URL [--token-file FILE] [--cacert FILE] [--json] [--timeout S]\n\n"
-        "Looks at and steers the session service of this node, over RUN_DIR, STATE_DIR and its stores. It takes\n"
+        "\nLooks at and steers the session service of this node, over RUN_DIR, STATE_DIR and its stores. It takes\n"
         "the options that hyperpage-fcgi has, from the same places: give it the same file or environment.\n"
         "--json prints one JSON object. --timeout is 60 seconds unless given; store export, store import and\n"
         "migrate then take the time they need. As root it acts as the owner of RUN_DIR.\n\n"
@@ -226,8 +230,11 @@ static const struct command *find_command(struct ctl *c, const char *words[], si
         for (size_t w = taken; w < count; w++) c->word[w - taken] = words[w];
         return &commands[i];
     }
-    ctl_fail(CTL_USAGE, "%s%s%s: no such command (see --help)", count > 0 ? words[0] : "", count > 1 ? " " : "",
-             count > 1 ? words[1] : "");
+    if (count == 0)
+        fputs(usage, stderr);
+    else
+        ctl_fail(CTL_USAGE, "%s%s%s: no such command (see --help)", words[0], count > 1 ? " " : "",
+                 count > 1 ? words[1] : "");
     return NULL;
 }
 

@@ -100,7 +100,7 @@ def test_where_nothing_runs_nothing_is_made(folder):
     assert list(folder.rglob("*")) == [folder / "run"]
 
 
-@pytest.mark.parametrize("words", [[], ["nonsense"], ["sessions"], ["scale"], ["scale", "0"], ["scale", "x"],
+@pytest.mark.parametrize("words", [["nonsense"], ["sessions"], ["scale"], ["scale", "0"], ["scale", "x"],
                                    ["scale", "257"], ["status", "more"], ["status", "--wait"], ["status", "--json=1"],
                                    ["status", "--timeout"], ["status", "--timeout", "0"], ["status", "--no-such", "1"],
                                    ["status", "--workers", "x"], ["send", "moon_phase", "{}"], ["send", "broadcast", "["],
@@ -110,6 +110,13 @@ def test_a_wrong_call_is_one_line_and_2(folder, words):
     answer = ctl_with({**os.environ, "RUN_DIR": str(folder), "STATE_DIR": str(folder), "REDIS_URL": ""}, *words)
     assert answer.code == USAGE and answer.out == "", answer.err
     assert re.fullmatch(r"hyperpagectl: [^\n]+\n", answer.err)
+
+
+def test_without_a_command_the_usage_is_told(folder):
+    for words in ([], ["--json"]):
+        answer = ctl_with({**os.environ, "RUN_DIR": str(folder)}, *words)
+        assert answer.code == USAGE and answer.out == ""
+        assert answer.err.startswith("usage: hyperpagectl COMMAND ") and "--help" in answer.err and "no such" not in answer.err
 
 
 def test_help_lists_every_command_and_version_the_version(pool):
