@@ -59,6 +59,15 @@ static bool another_leads(void *ctx)
     return !l.is_leader && l.leader[0] != '\0' && strcmp(l.leader, l.pod) != 0;
 }
 
+static bool is_alone(const struct node *n)
+{
+    struct coordination_pods *pods = mem_alloc(sizeof *pods);
+    coordination_read_pods(n->coordination, pods);
+    bool alone = pods->all <= 1;
+    free(pods);
+    return alone;
+}
+
 static enum ctl_exit step_down(struct ctl *c, struct node *n)
 {
     struct coordination_leader l;
@@ -67,6 +76,8 @@ static enum ctl_exit step_down(struct ctl *c, struct node *n)
     if (!l.is_leader)
         return ctl_fail(CTL_NOT_SO, "this node does not lead: %s does", l.leader[0] ? l.leader : "nobody");
     if (c->config->redis_url[0] == '\0') return ctl_fail(CTL_NOT_SO, "without REDIS_URL a node is alone");
+    if (c->flag[CTL_WAIT] != NULL && is_alone(n))
+        return ctl_fail(CTL_NOT_SO, "there is no other node that could lead: this one leads on");
     if (!daemon_signal(&n->coordinator, SIGUSR2, &e)) return ctl_failed(c, &e);
     if (c->flag[CTL_WAIT] != NULL && !node_until(another_leads, n, &n->coordinator, c->deadline_ms))
         return ctl_fail(CTL_TIMED_OUT, "not within the --timeout: no other node leads");

@@ -49,7 +49,7 @@ static const struct command {
     { "pods", "", 0, 0, 0, cluster_pods, remote_pods, "The nodes that live, as this one knows them." },
     { "leader", "", 0, 0, MAY(WAIT) | MAY(STEP_DOWN), cluster_leader, remote_leader,
       "Who leads. 1: nobody. --step-down: this node gives the leadership back and stands again after one lease; "
-      "--wait: until another leads." },
+      "--wait: until another leads; 1: there is no other node, and this one leads on." },
     { "send", "TYPE PAYLOAD", 2, 2, MAY(PRIORITY) | MAY(POD), cluster_send, remote_send,
       "A message to all nodes, or to --pod NAME; --priority low|normal|high. TYPE: cache_invalidate, rate_limit_sync, "
       "job_coordination, broadcast; PAYLOAD: a JSON object." },

@@ -460,6 +460,15 @@ def test_a_leader_that_steps_down_leaves_it_to_the_other(two_nodes):
     assert ctl(follower, "leader", "--step-down", "--wait").code == OK, "and back again"
 
 
+def test_who_is_alone_does_not_wait_for_another_to_lead(folder, servers, redis):
+    node = servers.enter_context(Coordinator(folder, "node", REDIS_URL=redis.url))
+    wait_until(lambda: node.view()["is_leader"] and node.view()["pod_count"] == 1, "it leads")
+    term = look(node, "leader")["term"]
+    answer = ctl(node, "leader", "--step-down", "--wait")
+    assert answer.code == NOT_SO and "no other node" in answer.err
+    assert look(node, "leader")["isLeader"] and look(node, "leader")["term"] == term
+
+
 def test_a_message_reaches_all_nodes_or_one(two_nodes):
     payload = json.dumps({"platform": "github", "endpoint": "core", "limit": 10, "remaining": 4})
     sent = look(two_nodes[1], "send", "rate_limit_sync", payload, "--priority", "high")
