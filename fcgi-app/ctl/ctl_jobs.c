@@ -39,14 +39,27 @@ static void tell_job(struct report *r, const struct pg_rows *rows, size_t i)
     report_close(r);
 }
 
+/* A leader makes the tables when it first reaches the database. */
+static bool has_table(struct pg *pg, bool *there, struct err *e)
+{
+    struct pg_rows *rows = pg_query(pg, "SELECT to_regclass('jobs')", 0, NULL, e);
+    bool ok = rows != NULL;
+    if (ok) *there = pg_text(rows, 0, 0) != NULL;
+    pg_free(rows);
+    return ok;
+}
+
 /* A task: pg waits in no other way. */
 static void ask(void *arg)
 {
     struct question *q = arg;
     struct pg_rows *rows = NULL;
     struct err e;
-    if (pg_begin(q->pg, q->c->deadline_ms, &e)) rows = pg_query(q->pg, newest, 1, &q->c->word[0], &e);
-    if (rows == NULL) q->code = ctl_failed(q->c, &e);
+    bool there = true;
+    bool ok = pg_begin(q->pg, q->c->deadline_ms, &e) && has_table(q->pg, &there, &e);
+    if (ok && there) ok = (rows = pg_query(q->pg, newest, 1, &q->c->word[0], &e)) != NULL;
+    if (!ok) q->code = ctl_failed(q->c, &e);
+    if (ok && !there) q->code = ctl_fail(CTL_NOT_SO, "the database has no jobs: no leader has made its tables yet");
     if (rows != NULL) {
         report_open_list(&q->c->report, "jobs");
         for (size_t i = 0; i < pg_count(rows); i++) tell_job(&q->c->report, rows, i);
