@@ -277,7 +277,8 @@ static enum ctl_exit run(struct ctl *c, const struct command *cmd)
     c->config = config_load(c->argc, c->argv, environ, &call, &warnings, &e);
     buf_done(&warnings);
     if (c->config == NULL) return ctl_failed(c, &e);
-    if (!log_open("ctl", LOG_WARN, LOG_TEXT, "", &e)) return ctl_failed(c, &e);
+    /* What the library warns of, a command says itself where it fails for it. */
+    if (!log_open("ctl", LOG_ERROR, LOG_TEXT, "", &e)) return ctl_failed(c, &e);
     if (c->flag[CTL_URL] == NULL && !become_owner(c->config->run_dir)) return CTL_UNREACHABLE;
     report_init(&c->report, c->flag[CTL_JSON] != NULL);
     code = c->flag[CTL_URL] != NULL ? cmd->run_remote(c) : cmd->run(c);

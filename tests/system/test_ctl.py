@@ -387,7 +387,9 @@ def test_a_store_that_is_away_is_3(folder, servers, redis):
     for name in ("run", "state"):
         (folder / name).mkdir()
     redis.stop()
-    assert ctl_with(env, "sessions", "count").code == UNREACHABLE
+    for words in (["sessions", "count"], ["store", "export", folder / "out"], ["sessions", "list", "ann"]):
+        answer = ctl_with(env, *words)
+        assert answer.code == UNREACHABLE and len(answer.err.splitlines()) == 1, answer.err
     answer = ctl_with(env, "store", "check", "--json")
     assert answer.code == UNREACHABLE and answer.json["redis"]["status"] == "down"
     assert answer.json["embedded"]["status"] == "up"
