@@ -25,6 +25,7 @@ struct coordinator {
     struct messenger messenger; /* POD/coordinator */
     struct pg *pg;              /* NULL: DATABASE_URL is empty */
     bool schema_applied;        /* the database has all tables (fence.h) */
+    int64_t fenced_term;        /* with which the transaction of the leader on `pg` has passed (fence.h) */
     struct store_redis *warming; /* while sessions are loaded into the cache (warmup.h); else NULL */
     int warmups;                  /* of these, under way or waiting */
     bool cleanup_asked;           /* of who keeps Redis clean without a database: now, not in an hour */

@@ -208,7 +208,7 @@ static bool claim_job(struct coordinator *co, struct claim *c, struct err *e)
     if (ok && pg_count(rows) > 0) {
         take_claim(c, rows);
         buf_printf(&details, "{\"attempt\":%" PRId64 ",\"term\":%" PRId64 ",\"leaderId\":\"%s\",\"run\":\"%s\"}",
-                   c->job.attempt, leadership_term(co->leadership), co->pod, c->run);
+                   c->job.attempt, co->fenced_term, co->pod, c->run);
         ok = write_history(co, c, "running", buf_text(&details), e);
     }
     ok = ok && pg_commit(co->pg, e);

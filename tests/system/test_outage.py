@@ -152,7 +152,8 @@ def killed_with_pool(place, seconds):
     time.sleep(seconds / 2)
     pids = [place.pool.pid, *place.pool.processes()]
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # one that has seen its master die
+            os.kill(pid, signal.SIGKILL)
     place.pool.process.wait()
     wait_until(lambda: not any(map(alive, pids)), "all of it is gone")
     place.pool.start()

@@ -16,7 +16,7 @@ import time
 import pytest
 
 import fcgi
-from servers import KEEPERS, Pool, free_port, wait_until
+from servers import KEEPERS, Pool, free_port, name_of, wait_until
 
 LONG = os.environ.get("HYPERPAGE_LONG") == "1"
 WAIT_S = 0.05
@@ -161,7 +161,8 @@ def test_peers_that_leave_while_their_request_waits_for_redis(folder, servers, r
     pool = servers.enter_context(Pool(folder, WORKERS=2, REDIS_URL=redis.url, REDIS_TIMEOUT_MS=10000, REQUEST_TIMEOUT_MS=10000))
     normal, before = Normal(pool), pool.processes()
     normal.work(5)
-    open_before = descriptors(before)
+    workers = [pid for pid in before if name_of(pid) == "fcgi-worker"]
+    open_before = descriptors(workers)
     redis.pause()
     clients = [pool.connect() for _ in range(50)]
     for n, client in enumerate(clients):
@@ -181,7 +182,7 @@ def test_peers_that_leave_while_their_request_waits_for_redis(folder, servers, r
         for client in clients:
             client.sock.close()
     normal.work(5)
-    wait_until(lambda: descriptors(before) <= open_before + 2, "nothing is left of them, but each worker's way to Redis")
+    wait_until(lambda: descriptors(workers) <= open_before + 2, "nothing is left of them, but each worker's way to Redis")
     session = json.loads(pool.ask("GET", f"/api/sessions/{normal.session_id}").body)["session"]
     assert all(session[f"m{n}"] == 1 for n in range(50)), "what was asked for was done"
     assert pool.processes() == before

@@ -56,7 +56,7 @@ def secured(folder, servers):
 
 def url_of(database, folder, host="localhost", password=PASSWORD, ca="ca.crt"):
     return (f"postgresql://hyperpage:{urllib.parse.quote(password, safe='')}@{host}:{database.port}/postgres"
-            f"?sslmode=verify-full&sslrootcert={folder / ca}")
+            f"?hostaddr=127.0.0.1&sslmode=verify-full&sslrootcert={folder / ca}")
 
 
 def test_tls_that_checks_the_servers_name_and_a_password_from_a_file(folder, secured, start):
