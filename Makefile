@@ -55,6 +55,7 @@ POOL_O   := $(patsubst %,$(BUILD)/fcgi-app/pool/%.o,$(POOL))
 CTL_O    := $(patsubst %,$(BUILD)/fcgi-app/ctl/%.o,$(CTL))
 COORDINATOR_O := $(patsubst %,$(BUILD)/fcgi-app/coordinator/%.o,$(COORDINATOR))
 
+.SECONDARY: # objects of tests stay for the next time
 .PHONY: all deps run demo test units system faults nemesis reliability hosts layers browser reference bench asan tsan fuzz format \
         install uninstall deb fresh clean
 all: $(PROGRAMS) $(BUILD)/man/hyperpage.conf.5
@@ -139,6 +140,7 @@ reference: $(BUILD)/hyperpage-fcgi
 
 # --- more ways to look at it
 bench: all $(BENCHES) # BENCH='--only get-kept --rounds 9': its options; --help lists them
+	@command -v wrk > /dev/null || conf/deps.sh tools
 	@$(PYTHON) -B tests/bench/run.py --build $(BUILD) $(BENCH)
 asan: # unit and system tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(MAKE) $(ASAN) units system
@@ -146,6 +148,7 @@ tsan: # what processes share, from the threads of one
 	@$(MAKE) --no-print-directory BUILD=build/tsan OPTIMISE=-O1 SANITIZE=-fsanitize=thread $(THREADED)
 	@set -e; for t in $(THREADED); do echo "== $$t"; $$t; done
 fuzz: # FUZZ_SECONDS of each target
+	@command -v clang > /dev/null || conf/deps.sh tools
 	@set -e; for f in $(FUZZERS); do mkdir -p build/fuzz; \
 	  clang $(CPPFLAGS) $(CSTD) -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
 	    -o build/fuzz/$$f tests/fuzz/$$f.c $(FUZZED) $(LDLIBS); \

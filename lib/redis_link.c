@@ -489,7 +489,9 @@ static bool wait_until_up(struct redis_link *l, int64_t deadline_ms, struct err 
             *e = l->down;
             return false;
         }
-        if (now_ms >= deadline_ms) return err_set(e, ERR_UNAVAILABLE, "the request's time is over");
+        if (now_ms >= deadline_ms)
+            return err_set(e, ERR_UNAVAILABLE, "redis: the request's time is over before there is a connection (%s)",
+                           l->name);
         if (l->state == LINK_DOWN)
             link_start(l);
         else if (now_ms >= l->connect_by_ms)
@@ -541,7 +543,7 @@ static bool wait_until_done(struct redis_link *l, struct call *call, int64_t dea
         }
         if (now_ms >= deadline_ms) {
             abandon(l, call);
-            return err_set(e, ERR_UNAVAILABLE, "the request's time is over");
+            return err_set(e, ERR_UNAVAILABLE, "redis: the request's time is over before its answer (%s)", l->name);
         }
         if (call->task != NULL)
             task_park(earlier(deadline_ms, answer_by_ms));

@@ -611,7 +611,8 @@ static bool wait_behind(struct edited *ed, struct update *u)
             *w = u->next;
             if (u->next == NULL) ed->last = w;
             u->done = true;
-            err_set(&u->error, ERR_UNAVAILABLE, "the request's time is over");
+            err_set(&u->error, ERR_UNAVAILABLE,
+                    "redis: the request's time is over behind another write of the session");
             return true;
         }
     /* Its edit is on its way in the leader's write: the outcome is near, and the request's stack must stay till then. */

@@ -27,7 +27,8 @@ Benchmarks are named REQUEST-FRONT (get-kept), and besides:
   get-outage, touch-outage   through nginx with kept connections: the pool with Redis, and while Redis is stopped and its
                    sessions are served from the refuge
   get-cache, touch-cache     the same front: the pool that keeps copies of sessions for an outage, which is the default,
-                   and one that does not (SESSION_CACHE_BYTES=0)
+                   and one that does not (SESSION_CACHE_BYTES=0). Each round is the mean of 12 seconds of either, in turn
+                   second by second: what is looked for is less than what two runs differ by
   start            from the start of the pool to its first answer
   latency          one request at a time on one kept connection straight to the socket of an idle pool, minus the same
                    to L, minus a bare GET to Redis, one after the other from this process
@@ -80,6 +81,7 @@ LATENCY_SAMPLES = 2000
 STARTS = 5  # in each round
 SCRAPES = 200  # in each round
 SCRAPES_PER_S = 50  # while throughput is measured
+COPIES_SLICES = 12  # a second each, in turn with as many of the other, make a round where a few percent are looked for
 REQUESTS = ("get", "touch", "create")
 FRONTS = ("kept", "unkept", "lighttpd")
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -582,10 +584,14 @@ def with_and_without_cache(options, request):
         stage.fronts_start(list(lanes.values()))
         for lane in lanes.values():
             wrk(stage, request, lane, 1)
-        for i in range(options.rounds):
-            for name in list(runs)[:: 1 if i % 2 == 0 else -1]:
-                runs[name].append(wrk(stage, request, lanes[name], options.seconds))
+        for _ in range(options.rounds):
+            slices = {name: [] for name in runs}
+            for i in range(1 if options.short else COPIES_SLICES):
+                for name in list(runs)[:: 1 if i % 2 == 0 else -1]:
+                    slices[name].append(wrk(stage, request, lanes[name], 1))
                 progress()
+            for name, of_round in slices.items():
+                runs[name].append(Run(*map(statistics.mean, zip(*of_round))))
     return runs
 
 
