@@ -2,7 +2,7 @@
 
 # Modules of lib/ in floor order: a file includes only headers that stand before it (`make layers`).
 MODULES := mem fault err buf clock log \
-           config folder endpoints metrics shared processes health totals exposition breaker coordination platforms task \
+           config folder program endpoints metrics shared processes health totals exposition breaker coordination platforms task \
            waiters pollset \
            span json http ids pod_name limiter session session_line session_merge life message election \
            redis_url redis_error redis_slots lookup resp redis_link redis_links \

@@ -188,37 +188,9 @@ bool json_check(struct bytes text, int max_depth, struct json_fault *f)
 
 /* --- equality --- */
 
-struct members {
-    struct span_member *at;
-    size_t count;
-};
-
-/* By name; of one name, the later in the text first. */
-static int compare_members(const void *a, const void *b)
-{
-    const struct span_member *m = a, *n = b;
-    int order = span_compare_names(m->name, n->name);
-    return order != 0 ? order : (m->name.at < n->name.at) - (m->name.at > n->name.at);
-}
-
-/* The members of an object that count, by name. The caller frees `at`. */
-static struct members members_sorted(struct bytes object)
-{
-    struct members list = { NULL, 0 };
-    struct span_member m;
-    size_t cap = 0, kept = 0;
-    for (struct span_walk w = span_walk(object); span_next(&w, &m); list.at[list.count++] = m)
-        if (list.count == cap) list.at = mem_resize(list.at, (cap = cap ? cap * 2 : 16) * sizeof m);
-    if (list.count > 0) qsort(list.at, list.count, sizeof m, compare_members);
-    for (size_t i = 0; i < list.count; i++)
-        if (kept == 0 || !span_same_name(list.at[i].name, list.at[kept - 1].name)) list.at[kept++] = list.at[i];
-    list.count = kept;
-    return list;
-}
-
 static bool equal_objects(struct bytes a, struct bytes b)
 {
-    struct members in_a = members_sorted(a), in_b = members_sorted(b);
+    struct span_members in_a = span_members_by_name(a), in_b = span_members_by_name(b);
     bool equal = in_a.count == in_b.count;
     for (size_t i = 0; equal && i < in_a.count; i++)
         equal = span_same_name(in_a.at[i].name, in_b.at[i].name) && json_equal(in_a.at[i].value, in_b.at[i].value);

@@ -13,12 +13,6 @@ struct side {
     struct bytes raw; /* its value */
 };
 
-/* An object's members that count (of a repeated one the last), by name. */
-struct members {
-    struct span_member *at;
-    size_t count;
-};
-
 /* The object whose members are being merged. */
 struct place {
     int level; /* 1: the document */
@@ -39,39 +33,17 @@ struct merge {
 static void merge_objects(struct merge *m, struct place in, struct bytes base, struct bytes ours, struct bytes theirs,
                           struct buf *out);
 
-static int compare_members(const void *a, const void *b)
-{
-    const struct span_member *m = a, *n = b;
-    int order = span_compare_names(m->name, n->name);
-    return order != 0 ? order : (m->name.at < n->name.at) - (m->name.at > n->name.at); /* the last comes first */
-}
-
-/* The caller frees `at`. */
-static struct members members_of(struct bytes object)
-{
-    struct members list = { NULL, 0 };
-    struct span_member m;
-    size_t cap = 0, kept = 0;
-    for (struct span_walk w = span_walk(object); span_next(&w, &m); list.at[list.count++] = m)
-        if (list.count == cap) list.at = mem_resize(list.at, (cap = cap ? cap * 2 : 16) * sizeof m);
-    if (list.count > 0) qsort(list.at, list.count, sizeof m, compare_members);
-    for (size_t i = 0; i < list.count; i++)
-        if (kept == 0 || !span_same_name(list.at[i].name, list.at[kept - 1].name)) list.at[kept++] = list.at[i];
-    list.count = kept;
-    return list;
-}
-
 static int compare_name(const void *key, const void *member)
 {
     return span_compare_names(*(const struct bytes *)key, ((const struct span_member *)member)->name);
 }
 
-static const struct span_member *member_find(const struct members *list, struct bytes raw_name)
+static const struct span_member *member_find(const struct span_members *list, struct bytes raw_name)
 {
     return list->count > 0 ? bsearch(&raw_name, list->at, list->count, sizeof *list->at, compare_name) : NULL;
 }
 
-static struct side side_of(const struct members *list, struct bytes raw_name)
+static struct side side_of(const struct span_members *list, struct bytes raw_name)
 {
     const struct span_member *m = member_find(list, raw_name);
     return m != NULL ? (struct side){ true, m->value } : (struct side){ false, { NULL, 0 } };
@@ -140,7 +112,8 @@ static void add_member(const struct span_member *as, struct bytes value, const c
 static void merge_objects(struct merge *m, struct place in, struct bytes base, struct bytes ours, struct bytes theirs,
                           struct buf *out)
 {
-    struct members bases = members_of(base), our = members_of(ours), their = members_of(theirs);
+    struct span_members bases = span_members_by_name(base), our = span_members_by_name(ours),
+                        their = span_members_by_name(theirs);
     const struct {
         struct bytes object;
         bool theirs;

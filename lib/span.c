@@ -1,6 +1,9 @@
 #include "span.h"
 
+#include "mem.h"
+
 #include <endian.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* What a byte can begin outside of a string. */
@@ -386,6 +389,28 @@ bool span_same_name(struct bytes raw_a, struct bytes raw_b)
 {
     if (bytes_equal(raw_a, raw_b)) return true; /* equal escapes mean the same */
     return (has_escape(raw_a) || has_escape(raw_b)) && span_compare_names(raw_a, raw_b) == 0;
+}
+
+/* By name; of one name, the later in the text first. */
+static int compare_members(const void *a, const void *b)
+{
+    const struct span_member *m = a, *n = b;
+    int order = span_compare_names(m->name, n->name);
+    return order != 0 ? order : (m->name.at < n->name.at) - (m->name.at > n->name.at);
+}
+
+struct span_members span_members_by_name(struct bytes object)
+{
+    struct span_members list = { NULL, 0 };
+    struct span_member m;
+    size_t cap = 0, kept = 0;
+    for (struct span_walk w = span_walk(object); span_next(&w, &m); list.at[list.count++] = m)
+        if (list.count == cap) list.at = mem_resize(list.at, (cap = cap ? cap * 2 : 16) * sizeof m);
+    if (list.count > 0) qsort(list.at, list.count, sizeof m, compare_members);
+    for (size_t i = 0; i < list.count; i++)
+        if (kept == 0 || !span_same_name(list.at[i].name, list.at[kept - 1].name)) list.at[kept++] = list.at[i];
+    list.count = kept;
+    return list;
 }
 
 static bool is_surrogate(uint32_t point)

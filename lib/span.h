@@ -1,6 +1,6 @@
 /* span.h: where things lie in a JSON text. Nothing is copied or converted: documents stay the bytes they were.
  * The checker is strict RFC 8259; everything else here expects a text that it has passed (given another, it still
- * never reads outside of it). Pure: no allocation but in span_decode's buf. */
+ * never reads outside of it). Pure: no allocation but in span_decode's buf and span_members_by_name's list. */
 #ifndef HYPERPAGE_SPAN_H
 #define HYPERPAGE_SPAN_H
 
@@ -51,6 +51,14 @@ bool span_find(struct bytes object, const char *name, struct span_member *m);
  * surrogate is a code point of its own here. */
 int span_compare_names(struct bytes raw_a, struct bytes raw_b);
 bool span_same_name(struct bytes raw_a, struct bytes raw_b);
+
+/* The members of an object that count (of a repeated one the last), in the order of span_compare_names(). The caller
+ * frees `at`. */
+struct span_members {
+    struct span_member *at;
+    size_t count;
+};
+struct span_members span_members_by_name(struct bytes object);
 
 /* Does a raw string (without its quotes) stand for text that a C string in UTF-8 can hold: no U+0000, no lone
  * surrogate? */

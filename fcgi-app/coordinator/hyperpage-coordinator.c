@@ -5,6 +5,7 @@
 #include "folder.h"
 #include "log.h"
 #include "mem.h"
+#include "program.h"
 #include "redis_url.h"
 
 #include <errno.h>
@@ -18,11 +19,13 @@
 
 extern char **environ;
 
-static const char summary[] =
+static const struct program program = {
+    "hyperpage-coordinator",
     "Does what must happen once a node or once a cluster, beside a pool of hyperpage-fcgi: messages between nodes, "
     "election of a leader, and what the leader looks after. Any number may be started: one of a node works, the others "
     "wait to take its place. Signals: TERM and INT hand over and stop, HUP reads the options again, USR2 gives the "
-    "leadership back, USR1 opens the log file again.";
+    "leadership back, USR1 opens the log file again.",
+};
 
 /* As this program was started, to read the options again. */
 static struct {
@@ -30,30 +33,6 @@ static struct {
     char **argv;
     char *run_dir;
 } call;
-
-static int print(struct buf *text)
-{
-    bool ok = fputs(buf_text(text), stdout) >= 0 && fflush(stdout) == 0;
-    buf_done(text);
-    return ok ? 0 : 1;
-}
-
-/* One line and exit code 2 for whatever is wrong with the options. */
-static int refuse(const struct err *e)
-{
-    fprintf(stderr, "hyperpage-coordinator: %s\n", e->text);
-    folder_leave_nothing();
-    return 2;
-}
-
-static void log_warnings(const struct buf *warnings)
-{
-    for (const char *p = buf_text(warnings); *p != '\0';) {
-        size_t n = strcspn(p, "\n");
-        log_warn("%.*s", (int)n, p);
-        p += n + (p[n] == '\n');
-    }
-}
 
 /* Checks what the table of options cannot. */
 static bool check_config(const struct config *cfg, bool create, struct err *e)
@@ -87,7 +66,7 @@ static struct config *reload(void)
         ok =
             err_set(&e, ERR_INPUT, "RUN_DIR=%.100s: a running coordinator stays at %.100s", cfg->run_dir, call.run_dir);
     if (ok && open_log(cfg, &e)) {
-        log_warnings(&warnings);
+        program_log_warnings(&warnings);
     } else {
         log_error("options stay the old ones: error=\"%s\"", e.text);
         config_free(cfg);
@@ -153,30 +132,23 @@ static int work(struct config **cfg, struct err *e)
 int main(int argc, char **argv)
 {
     struct config_call asked;
-    struct buf text = BUF_INIT(256 * 1024), warnings = BUF_INIT(64 * 1024);
+    struct buf warnings = BUF_INIT(64 * 1024);
     struct err e = { .kind = ERR_NONE };
     int code = 2;
     call.argc = argc;
     call.argv = argv;
     struct config *cfg = config_load(argc, argv, environ, &asked, &warnings, &e);
-    if (asked.help || asked.version || asked.reference) {
-        if (asked.version)
-            buf_puts(&text, "hyperpage-coordinator " HYPERPAGE_VERSION "\n");
-        else if (asked.help)
-            config_help("hyperpage-coordinator", summary, &text);
-        else
-            config_reference(&text);
-        code = print(&text);
-    } else if (cfg == NULL || !check_config(cfg, !asked.check, &e) || !open_log(cfg, &e)) {
-        code = refuse(&e);
+    if (program_tells(&program, &asked, &code)) goto out;
+    if (cfg == NULL || !check_config(cfg, !asked.check, &e) || !open_log(cfg, &e)) {
+        code = program_refuse(&program, &e);
     } else if (asked.check) {
         code = 0;
     } else {
-        log_warnings(&warnings);
+        program_log_warnings(&warnings);
         code = work(&cfg, &e);
-        if (code == 2) refuse(&e);
+        if (code == 2) program_refuse(&program, &e);
     }
-    buf_done(&text);
+out:
     buf_done(&warnings);
     config_free(cfg);
     free(call.run_dir);

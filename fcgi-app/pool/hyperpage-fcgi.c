@@ -1,45 +1,20 @@
 /* hyperpage-fcgi.c: the pool's program: reads its options and becomes a master, or, with WORKERS=0, one worker. */
-#include "folder.h"
 #include "keeper.h"
 #include "listener.h"
 #include "log.h"
 #include "master.h"
+#include "program.h"
 #include "worker.h"
-
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 extern char **environ;
 
-static const char summary[] =
+static const struct program program = {
+    "hyperpage-fcgi",
     "A pool of FastCGI workers that serve the session API behind lighttpd or nginx. Signals to the master: TERM drains "
     "and stops, INT stops faster, HUP reads the options again and replaces the workers one by one, USR2 starts a new "
-    "binary on the same socket and drains this one, TTIN and TTOU add and remove a worker, USR1 opens the log file again.";
-
-static int print(struct buf *text)
-{
-    bool ok = fputs(buf_text(text), stdout) >= 0 && fflush(stdout) == 0;
-    buf_done(text);
-    return ok ? 0 : 1;
-}
-
-/* One line and exit code 2 for whatever is wrong with the options. */
-static int refuse(const struct err *e)
-{
-    fprintf(stderr, "hyperpage-fcgi: %s\n", e->text);
-    folder_leave_nothing();
-    return 2;
-}
-
-static void log_warnings(const struct buf *warnings)
-{
-    for (const char *p = buf_text(warnings); *p != '\0';) {
-        size_t n = strcspn(p, "\n");
-        log_warn("%.*s", (int)n, p);
-        p += n + (p[n] == '\n');
-    }
-}
+    "binary on the same socket and drains this one, TTIN and TTOU add and remove a worker, USR1 opens the log file "
+    "again.",
+};
 
 /* A single worker: who started us made the socket and looks after us. */
 static int run_single(const struct config *cfg, struct err *e)
@@ -47,7 +22,9 @@ static int run_single(const struct config *cfg, struct err *e)
     struct listener l;
     if (!listener_open(&l, cfg, -1, false, e)) return 2;
     keeper_report_leftovers(cfg);
-    struct worker_options o = { .config = cfg, .listen_fd = l.fd, .handover = { -1, -1 }, .life_fd = -1, .report_fd = -1 };
+    struct worker_options o = {
+        .config = cfg, .listen_fd = l.fd, .handover = { -1, -1 }, .life_fd = -1, .report_fd = -1
+    };
     int code = worker_run(&o);
     l.fd = -1; /* the worker has closed it */
     listener_close(&l);
@@ -57,28 +34,24 @@ static int run_single(const struct config *cfg, struct err *e)
 int main(int argc, char **argv)
 {
     struct config_call call;
-    struct buf text = BUF_INIT(256 * 1024), warnings = BUF_INIT(64 * 1024);
+    struct buf warnings = BUF_INIT(64 * 1024);
     struct err e;
     int code = 2;
     struct config *cfg = config_load(argc, argv, environ, &call, &warnings, &e);
-    if (call.help || call.version || call.reference) {
-        if (call.version) buf_puts(&text, "hyperpage-fcgi " HYPERPAGE_VERSION "\n");
-        else if (call.help) config_help("hyperpage-fcgi", summary, &text);
-        else config_reference(&text);
-        code = print(&text);
-    } else if (cfg == NULL || !master_check_config(cfg, !call.check, &e) ||
-               !log_open("master", (enum log_level)cfg->log_level, (enum log_format)cfg->log_format, cfg->log_file, &e)) {
-        code = refuse(&e);
+    if (program_tells(&program, &call, &code)) goto out;
+    if (cfg == NULL || !master_check_config(cfg, !call.check, &e) ||
+        !log_open("master", (enum log_level)cfg->log_level, (enum log_format)cfg->log_format, cfg->log_file, &e)) {
+        code = program_refuse(&program, &e);
     } else if (call.check) {
         code = 0;
     } else {
-        log_warnings(&warnings);
+        program_log_warnings(&warnings);
         struct master_options o = { .config = cfg, .argc = argc, .argv = argv };
         code = cfg->workers == 0 ? run_single(cfg, &e) : master_run(&o, &e);
         cfg = o.config;
-        if (code == 2) refuse(&e);
+        if (code == 2) program_refuse(&program, &e);
     }
-    buf_done(&text);
+out:
     buf_done(&warnings);
     config_free(cfg);
     return code;

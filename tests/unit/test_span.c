@@ -366,6 +366,22 @@ static void names_have_one_order(void **state)
             assert_int_equal(span_compare_names(bytes_of(ascending[i]), bytes_of(ascending[j])), (i > j) - (i < j));
 }
 
+static void lists_members_by_name_and_of_a_repeated_one_the_last(void **state)
+{
+    static const char *const wanted[][2] = { { "a", "1" }, { "\\u0062", "4" }, { "c", "{\"a\":9}" } };
+    struct bytes text = heap_copy(BYTES_LITERAL("{\"b\":2,\"c\":{\"a\":9},\"a\":1,\"\\u0062\":4}"));
+    (void)state;
+    struct span_members list = span_members_by_name(text);
+    assert_int_equal(list.count, 3);
+    for (size_t i = 0; i < list.count; i++) {
+        assert_true(bytes_is(list.at[i].name, wanted[i][0]));
+        assert_true(bytes_is(list.at[i].value, wanted[i][1]));
+    }
+    free(list.at);
+    assert_int_equal(span_members_by_name(BYTES_LITERAL("{}")).count, 0);
+    free((char *)text.at);
+}
+
 static void decodes_escapes_to_utf8(void **state)
 {
     (void)state;
@@ -450,6 +466,7 @@ int main(void)
         cmocka_unit_test(finds_a_member_by_its_decoded_name_and_the_last_one_wins),
         cmocka_unit_test(names_are_the_same_however_they_are_escaped),
         cmocka_unit_test(names_have_one_order),
+        cmocka_unit_test(lists_members_by_name_and_of_a_repeated_one_the_last),
         cmocka_unit_test(decodes_escapes_to_utf8),
         cmocka_unit_test(knows_names_that_no_c_string_can_hold),
         cmocka_unit_test(visits_names_of_all_levels_in_text_order_and_no_values),
