@@ -231,6 +231,17 @@ struct slot *shared_slot_of(struct shared *sh, int32_t pid)
     return NULL;
 }
 
+/* Whoever takes the slot meanwhile writes his own pid there, before or after: it stays. */
+void shared_bury(struct shared *sh, enum slot_role role)
+{
+    for (size_t i = 0; i < shared_slots_used(sh); i++) {
+        struct slot *s = &sh->state->slots[i];
+        int32_t pid = atomic_load(&s->pid);
+        if (pid != 0 && s != sh->own && atomic_load(&s->role) == (int32_t)role && !shared_slot_alive(sh, i))
+            atomic_compare_exchange_strong(&s->pid, &pid, 0);
+    }
+}
+
 struct check *shared_check(struct shared *sh, enum dependency d)
 {
     return &sh->state->checks[d];

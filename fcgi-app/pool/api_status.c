@@ -126,8 +126,8 @@ static void tell_workers(struct exchange *x)
     processes_read(x->api->shared, x->api->slot, &p);
     buf_printf(&x->rs.body,
                ",\"workers\":{\"status\":\"up\",\"total\":%" PRIu64 ",\"starting\":%" PRIu64 ",\"idle\":%" PRIu64
-               ",\"busy\":%" PRIu64 ",\"draining\":%" PRIu64 ",\"requests\":%" PRIu64 "}",
-               p.starting + p.idle + p.busy + p.draining, p.starting, p.idle, p.busy, p.draining, p.requests);
+               ",\"busy\":%" PRIu64 ",\"draining\":%" PRIu64 ",\"dead\":%" PRIu64 ",\"requests\":%" PRIu64 "}",
+               p.starting + p.idle + p.busy + p.draining, p.starting, p.idle, p.busy, p.draining, p.dead, p.requests);
 }
 
 /* Members of the original first. */

@@ -15,6 +15,7 @@
 #include "routes.h"
 #include "worker.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <ev.h>
 #include <fcntl.h>
@@ -41,6 +42,7 @@ struct master {
     enum stopping stopping;
     bool stays_down;         /* whoever started us shall not start us again */
     bool said_ready, reloading, killed_any;
+    bool some_died;          /* their slots may still bear their names */
     int old_master_fd;       /* tells the master whom we replace that our workers serve; -1: there is none */
     pid_t new_master;        /* who is about to replace us... */
     ev_io new_master_says;   /* ...as it tells here... */
@@ -53,6 +55,8 @@ struct master {
 };
 
 static struct master m;
+
+static_assert(SHARED_SLOTS >= 2 * (CHILDREN_SEATS + 1) + 2, "a new binary has to find slots beside the old one");
 
 static void act(void);
 
@@ -223,6 +227,8 @@ static void say_ready(void)
 {
     char text[64];
     if (!children_all_ready(&m.children)) return;
+    if (m.some_died) shared_bury(m.shared, SLOT_WORKER);
+    m.some_died = false;
     if (!m.said_ready)
         log_info("pool serves: listen=\"%s\" workers=%d store=%s", m.listener.text, children_workers_wanted(&m.children),
                  m.o->config->redis_url[0] ? "redis" : "embedded");
@@ -326,6 +332,7 @@ static void on_child(struct ev_loop *loop, ev_child *w, int events)
     if (c == NULL) return;
     ev_io_stop(loop, &m.report[c - m.children.child]);
     close(c->report_fd);
+    m.some_died = true;
     const char *role = c->role == CHILD_KEEPER ? "keeper" : "worker";
     enum metric cause = c->role == CHILD_KEEPER ? METRIC_keeper_restarts_total
                         : c->stalled            ? METRIC_restarts_stalled
@@ -548,7 +555,7 @@ static int default_workers(void)
 int master_run(struct master_options *o, struct err *e)
 {
     m = (struct master){ .o = o, .listener = { .fd = -1 }, .handover = { -1, -1 }, .life_fd = { -1, -1 },
-                         .old_master_fd = -1 };
+                         .old_master_fd = -1, .some_died = true }; /* in an earlier run */
     signal(SIGPIPE, SIG_IGN);
     sigprocmask(SIG_SETMASK, NULL, &m.signal_mask);
     if (!master_start(e)) {
@@ -566,6 +573,7 @@ int master_run(struct master_options *o, struct err *e)
     listener_close(&m.listener);
     remove_pid_file();
     metrics_use(NULL);
+    shared_bury(m.shared, SLOT_WORKER);
     shared_close(m.shared);
     return m.stays_down ? MASTER_DRAINED : m.killed_any ? 1 : 0;
 }
