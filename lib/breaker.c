@@ -131,7 +131,7 @@ bool breaker_trip(struct breaker *b, const char *reason, int64_t now_ms)
     } while (!atomic_compare_exchange_weak(&b->state->outage, &was, outage));
     atomic_store(&b->state->reports, 0);
     metrics_add(METRIC_breaker_trips_total, 1);
-    log_warn("redis lost: error=\"%s\" outage=%" PRIu32, reason, number_of(outage));
+    log_warn("redis lost, no request waits for it any more: error=\"%s\" outage=%" PRIu32, reason, number_of(outage));
     return true;
 }
 
@@ -161,7 +161,7 @@ bool breaker_reset(struct breaker *b, int64_t now_ms)
     if (!(outage & OPEN)) return false;
     uint64_t expected = outage;
     if (!atomic_compare_exchange_strong(&b->state->outage, &expected, outage & ~(OPEN | SINCE_MASK))) return false;
-    log_info("redis back: away_ms=%" PRId64 " outage=%" PRIu32 " reports=%" PRIu64, away_ms(outage, now_ms),
+    log_info("redis back, requests go to it again: away_ms=%" PRId64 " outage=%" PRIu32 " reports=%" PRIu64, away_ms(outage, now_ms),
              number_of(outage), atomic_load(&b->state->reports) + 1);
     return true;
 }

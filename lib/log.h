@@ -18,7 +18,8 @@ bool log_reopen(struct err *e); /* after a rotation; keeps the old file if the n
 bool log_enabled(enum log_level level);
 
 /* One call is one line and one write. The text is `words: key=value key="value with blanks"`; bytes below 0x20 and
- * bytes that are not UTF-8 are escaped. In JSON form the words are "message" and each pair a member. */
+ * bytes that are not UTF-8 are escaped. In JSON form the words are "message" and each pair of the format a member: a
+ * number only if it is unquoted and no %s, so that a member's type does not change with its value. */
 void log_write(enum log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #define log_error(...) log_write(LOG_ERROR, __VA_ARGS__)

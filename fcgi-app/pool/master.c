@@ -360,7 +360,7 @@ static void stop(enum stopping how)
         m.listener.fd = -1;
     }
     if (how != STOPPING_REPLACED) notify_send("STOPPING=1"); /* else the service goes on, and we only leave it */
-    log_info("pool stops: children=%zu%s", children_count(&m.children), how == STOPPING_REPLACED ? " (a new binary has taken over)" : "");
+    log_info("pool stops%s: children=%zu", how == STOPPING_REPLACED ? ", a new binary has taken over" : "", children_count(&m.children));
     atomic_store(&m.slot->state, SLOT_DRAINING);
     for (int s = 0; s < m.children.seats; s++) m.children.seat[s].wanted = false;
     for (size_t i = 0; i < CHILDREN_MOST; i++) /* who is leaving already may have to be quicker now */

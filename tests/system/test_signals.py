@@ -243,7 +243,7 @@ def test_a_request_in_flight_is_finished(make_busy, subreaper, sig):
     redis, pool, client = make_busy()
     before = workers(pool)
     pool.signal(sig)
-    wait_until(lambda: {signal.SIGHUP: "reload: ", signal.SIGUSR2: "stops: "}.get(sig, "pool stops") in pool.log(), "the signal has arrived")
+    wait_until(lambda: {signal.SIGHUP: "reload: ", signal.SIGUSR2: "a new binary has taken over: "}.get(sig, "pool stops") in pool.log(), "the signal has arrived")
     assert pool.process.poll() is None
     redis.resume()
     assert client.receive().status == 200

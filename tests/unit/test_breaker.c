@@ -102,7 +102,7 @@ static void the_first_to_see_the_loss_opens_it_and_says_so(void **state)
     assert_int_equal(breaker_since_ms(other), 50000);
     assert_int_equal(o.since_wall_ms, 1700000000000);
     assert_int_equal(o.reports, 2);
-    assert_logged("redis lost: error=\"connection refused\" outage=1");
+    assert_logged("redis lost, no request waits for it any more: error=\"connection refused\" outage=1");
     breaker_close(other);
     breaker_close(b);
 }
@@ -121,7 +121,7 @@ static void a_probe_that_succeeds_closes_it(void **state)
     assert_false(breaker_is_open(b));
     assert_false(breaker_outage(b, &o));
     assert_int_equal(breaker_since_ms(b), 0);
-    assert_logged("redis back: away_ms=2500 outage=1 reports=1");
+    assert_logged("redis back, requests go to it again: away_ms=2500 outage=1 reports=1");
     assert_true(breaker_trip(b, "gone again", 4000));
     assert_true(breaker_outage(b, &o));
     assert_int_equal(o.number, 2);

@@ -90,6 +90,30 @@ static void in_json_words_are_the_message_and_pairs_are_members(void **state)
                       "\"neg\":-1,\"last\":\"\"}\n");
 }
 
+/* An id of digits alone is a string like any other. */
+static void in_json_a_member_s_type_does_not_change_with_its_value(void **state)
+{
+    (void)state;
+    open_log(LOG_INFO, LOG_JSON);
+    log_info("typed: request=%s pod=\"%s\" count=%d size=%zu policy=%.*s", "12345", "7", 3, (size_t)4, 2, "99");
+    assert_file(path, "{\"time\":\"" NOW "\",\"level\":\"info\",\"role\":\"tester\",\"pid\":%d,\"message\":\"typed\","
+                      "\"request\":\"12345\",\"pod\":\"7\",\"count\":3,\"size\":4,\"policy\":\"99\"}\n");
+}
+
+static void in_json_a_value_forges_no_member(void **state)
+{
+    (void)state;
+    open_log(LOG_INFO, LOG_JSON);
+    log_info("heard: sender=\"%s\" number=%d", "x\" level=\"error: a=", 1);
+    assert_file(path, "{\"time\":\"" NOW "\",\"level\":\"info\",\"role\":\"tester\",\"pid\":%d,\"message\":\"heard\","
+                      "\"sender\":\"x\\\" level=\\\"error: a=\",\"number\":1}\n");
+    remove_files(NULL);
+    open_log(LOG_INFO, LOG_JSON);
+    log_info("heard: sender=\"%s\" number=%d", "x\1" "2", 1);
+    assert_file(path, "{\"time\":\"" NOW "\",\"level\":\"info\",\"role\":\"tester\",\"pid\":%d,"
+                      "\"message\":\"heard\\u0001x\\u00012\\u00011\"}\n");
+}
+
 static void in_json_colons_within_the_words_lose_nothing(void **state)
 {
     (void)state;
@@ -143,7 +167,7 @@ static void a_line_of_any_length_and_content_is_one_line_of_valid_json(void **st
             log_info("odd: value=\"%s\"", buf_text(&text));
             struct buf line = read_file(path);
             struct json_fault f;
-            if (!json_check(buf_bytes(&line), 1, &f) && strcmp(f.reason, "the member stands twice in its object") != 0)
+            if (!json_check(buf_bytes(&line), 1, &f))
                 fail_msg("%s: %s", f.reason, buf_text(&line));
             assert_ptr_equal(strchr(line.data, '\n'), line.data + line.len - 1);
             buf_done(&text);
@@ -243,6 +267,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(a_line_says_when_how_grave_who_and_what, remove_files),
         cmocka_unit_test_teardown(in_json_words_are_the_message_and_pairs_are_members, remove_files),
+        cmocka_unit_test_teardown(in_json_a_member_s_type_does_not_change_with_its_value, remove_files),
+        cmocka_unit_test_teardown(in_json_a_value_forges_no_member, remove_files),
         cmocka_unit_test_teardown(in_json_colons_within_the_words_lose_nothing, remove_files),
         cmocka_unit_test_teardown(only_what_is_grave_enough_is_written, remove_files),
         cmocka_unit_test_teardown(bytes_from_outside_cannot_forge_a_line, remove_files),
