@@ -58,12 +58,41 @@ def test_the_rules_fire_when_they_must():
 
 
 @pytest.mark.parametrize("was, becomes", [("> 0.01", "> 0.9"), ("> 0.01", "> 0.001"), ("> 0.25", "> 2"), ("for: 45s", "for: 0s"),
-                                          ("> 8100", "> 80000"), ("leader) > 1", "leader) > 2"), ("== 2)", "== 1)")])
+                                          ("> 8100", "> 80000"), ('"redis"}) > 1', '"redis"}) > 2'), ("== 2)", "== 1)")])
 def test_the_rules_test_sees_a_rule_that_is_wrong(tmp_path, was, becomes):
     shutil.copy(CONF / "hyperpage.rules_test.yml", tmp_path)
     assert was in RULES.read_text()
     (tmp_path / RULES.name).write_text(RULES.read_text().replace(was, becomes))
     assert promtool("test", "rules", tmp_path / "hyperpage.rules_test.yml")[0] != 0
+
+
+def fired(tmp_path, rules):
+    """What fires in the case "all is well" if the rules were these."""
+    shutil.copy(CONF / "hyperpage.rules_test.yml", tmp_path)
+    (tmp_path / RULES.name).write_text(rules)
+    said = promtool("test", "rules", tmp_path / "hyperpage.rules_test.yml")[1]
+    return set(re.findall(r'alertname="(\w+)"', said.partition("got:")[2].partition("\n")[0]))
+
+
+def test_each_alert_has_a_case_in_which_it_must_not_fire(tmp_path):
+    """If it always fired, its test would say so."""
+    always, alert = [], False
+    for line in RULES.read_text().splitlines():
+        alert = "- alert:" in line if line.lstrip().startswith("- ") else alert
+        if not alert or line.startswith("        labels:") or line.startswith("      - alert:"):
+            always.append(line)
+        elif line.startswith("        expr:"):
+            always.append("        expr: vector(1)")
+    assert fired(tmp_path, "\n".join(always)) == set(re.findall(r"alert: (\w+)", RULES.read_text()))
+
+
+def test_each_alert_that_waits_has_a_case_in_which_it_must_wait(tmp_path):
+    rules = RULES.read_text()
+    waiting = set(re.findall(r"alert: (\w+)\n(?:(?!      - alert).*\n)*?        for: ", rules))
+    assert len(waiting) == rules.count(" for: ")
+    # Those whose expression waits by itself: over 2 to 5 minutes, or until a time has come.
+    by_themselves = {"HyperpageQueueGrowing", "HyperpageErrorRate", "HyperpageSlow", "HyperpageCleanupOverdue"}
+    assert fired(tmp_path, re.sub(r"for: \d+[sm]", "for: 0s", rules)) == waiting - by_themselves
 
 
 # --- boards ---
