@@ -101,9 +101,12 @@ static void hear_of_replay(void *ctx, const struct replay_change *change)
 bool store_get(struct store *st, const char *id, int64_t roll_ms, int64_t deadline_ms, struct buf *doc,
                struct store_result *res, struct err *e)
 {
-    for (const struct place *at = place_for(st, id, deadline_ms, e); at != NULL; at = retreat(st, at, e))
-        if (at->ops->get(at->self, id, roll_ms, deadline_ms, doc, res, e)) return true;
-    return false;
+    const struct place *at = place_for(st, id, deadline_ms, e);
+    while (at != NULL && !at->ops->get(at->self, id, roll_ms, deadline_ms, doc, res, e)) at = retreat(st, at, e);
+    /* Answered on this node; where Redis is asked, its copies are counted there. */
+    if (at != NULL && (st->redis == NULL || at == &st->refuge))
+        metrics_add(res->found ? METRIC_cache_hits_total : METRIC_cache_misses_total, 1);
+    return at != NULL;
 }
 
 void store_doubt(struct store *st, const char *id)
@@ -283,6 +286,7 @@ static bool keep_embedded(struct store *st, bool *more, struct err *e)
     int64_t purged = 0;
     bool ok = store_embedded_housekeep(st->embedded, PURGE_STEP, &purged, more, e);
     metrics_add(METRIC_sessions_expired_total, (uint64_t)purged);
+    if (st->redis == NULL) metrics_add(METRIC_cache_expiries_total, (uint64_t)purged);
     return ok;
 }
 

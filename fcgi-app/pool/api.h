@@ -151,6 +151,9 @@ enum health api_health(const struct api *api, int64_t now_ms);
 /* Live sessions: of the embedded store, or in Redis those of all nodes; -1: nobody can tell. */
 int64_t api_sessions_active(const struct api *api);
 
+/* Sessions that this node holds: copies of those in Redis, or those of the embedded store. */
+int64_t api_sessions_held(const struct api *api);
+
 /* ,"NAME":{...}: one more member of a document. */
 void api_tell_dependency(struct buf *body, const struct api *api, const char *name, enum dependency d);
 

@@ -45,15 +45,12 @@ static void tell_kept(struct exposition *ex, const struct exchange *x, const uin
                       const struct processes *p)
 {
     struct answered a = sum_answered(totals);
-    struct session_cache_stats copies;
     uint64_t workers = p->starting + p->idle + p->busy + p->draining,
              accepted = totals[METRIC_connections_accepted_total];
     uint32_t waiting = 0, most = 0;
-    store_cache_stats(x->api->store, &copies);
-    bool home = !store_uses(x->api->store, STORE_REDIS);
     exposition_gauge(ex, "cache_entries_total",
                      "Sessions held on this node: copies of those in Redis, or the embedded store's.",
-                     (double)(home ? atomic_load(shared_sessions(x->api->shared)) : copies.entries));
+                     (double)api_sessions_held(x->api));
     exposition_gauge(ex, "http_connection_pool_active_connections", "Workers with a request in their hands.",
                      (double)p->busy);
     exposition_gauge(ex, "http_connection_pool_idle_connections", "Workers without one.", (double)p->idle);

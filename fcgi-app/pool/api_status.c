@@ -39,6 +39,14 @@ int64_t api_sessions_active(const struct api *api)
     return coordination_is_fresh(s.sessions_ms, clock_wall_ms()) ? s.sessions : -1;
 }
 
+int64_t api_sessions_held(const struct api *api)
+{
+    struct session_cache_stats copies;
+    if (!store_uses(api->store, STORE_REDIS)) return atomic_load(shared_sessions(api->shared));
+    store_cache_stats(api->store, &copies);
+    return copies.entries;
+}
+
 /* Leaves the document open for more members. */
 static void begin(struct exchange *x, enum health health)
 {
@@ -114,8 +122,8 @@ static void tell_cache(struct exchange *x)
     buf_printf(&x->rs.body,
                ",\"cache\":{\"hits\":%" PRIu64 ",\"misses\":%" PRIu64 ",\"expiries\":%" PRIu64 ",\"evictions\":%" PRIu64
                ",\"size\":%" PRId64 ",\"bytes\":%" PRId64 ",\"maxBytes\":%" PRId64 ",\"hitRate\":%" PRIu64 "}",
-               hits, misses, totals[METRIC_cache_expiries_total], totals[METRIC_cache_evictions_total], copies.entries,
-               copies.bytes, copies.limit_bytes,
+               hits, misses, totals[METRIC_cache_expiries_total], totals[METRIC_cache_evictions_total],
+               api_sessions_held(x->api), copies.bytes, copies.limit_bytes,
                hits + misses > 0 ? (hits * 100 + (hits + misses) / 2) / (hits + misses) : 0);
     free(totals);
 }

@@ -2,6 +2,8 @@
 parser."""
 
 import collections
+import contextlib
+import itertools
 import json
 import os
 import random
@@ -19,7 +21,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import fcgi
-from servers import BUILD, Front, Pool, Redis, Server, children, free_port, metric, name_of, wait_until
+from servers import BUILD, Front, Pool, Redis, Server, alive, children, free_port, metric, name_of, wait_until
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;q=0.5"
 LONG = os.environ.get("HYPERPAGE_LONG") == "1"
@@ -48,6 +50,15 @@ def samples(text):
     families = list(parse_text(text))
     return ({(s.name, tuple(sorted(s.labels.items()))): s.value for f in families for s in f.samples},
             {f.name: f.type for f in families})
+
+
+def workers_of(pool):
+    """Also those that leave, but none that has gone while we looked."""
+    found = []
+    for pid in children(pool.pid):
+        with contextlib.suppress(OSError):
+            found += [pid] * (name_of(pid) == "fcgi-worker" and alive(pid))
+    return found
 
 
 def value(text, name, **labels):
@@ -86,6 +97,104 @@ def test_the_embedded_store_says_how_many_sessions_it_holds(pool):
     made = [json.loads(pool.ask("GET", "/api/sessions").body)["sessionId"] for _ in range(5)]
     pool.ask("DELETE", f"/api/sessions/{made[0]}")
     wait_until(lambda: metric(pool, "sessions_active") == 4, "they are counted", 3)
+
+
+def test_without_redis_the_original_s_cache_is_the_embedded_store(folder, servers):
+    pool = servers.enter_context(Pool(folder))
+    made = [json.loads(pool.ask("GET", "/api/sessions").body)["sessionId"] for _ in range(3)]
+    for session in made + made[:2] + ["none"]:
+        pool.ask("GET", f"/api/sessions/{session}")
+    assert pool.ask("POST", f"/api/sessions/{made[0]}/extend", {"seconds": 1}).status == 200
+
+    def told():
+        text = scrape(pool).body.decode()
+        return {what: value(text, f"cache_{what}_total") for what in ("hits", "misses", "entries", "expiries", "evictions")}
+    reads = {"hits": 6, "misses": 1}  # to set a life is to read first
+    assert reads.items() <= told().items()
+    wait_until(lambda: told() == {**reads, "entries": 2, "expiries": 1, "evictions": 0}, "one has expired", 5)
+    cache = json.loads(pool.ask("GET", "/api/health").body)["cache"]
+    assert (cache["size"], cache["hits"], cache["hitRate"]) == (2, 6, 86)
+
+
+# --- each moves with what it counts ---
+
+class Counters:
+    """What has been added to hyperpage_… since this was made."""
+
+    def __init__(self, pool):
+        self.pool, self.before = pool, samples(scrape(pool).body.decode())[0]
+
+    def __call__(self, name, **labels):
+        key = f"hyperpage_{name}", tuple(sorted(labels.items()))
+        return samples(scrape(self.pool).body.decode())[0][key] - self.before.get(key, 0)
+
+
+def test_connections_are_counted(folder, servers):
+    pool = servers.enter_context(Pool(folder, WORKERS=1, MAX_REQUESTS=50))
+    added = Counters(pool)
+    with pool.connect() as odd, pool.connect() as kept:
+        odd.send(b"GET / HTTP/1.1\r\n\r\n")
+        assert odd.closed_by_peer()
+        kept.request("GET", "/api/health/live", keep_conn=True)
+        assert added("connections_accepted_total") == 3, "these two, and that of the question"
+        assert added("connections_refused_total") == 1
+        while not added("worker_restarts_total", cause="max_requests"):
+            assert kept.request("GET", "/api/health/live", keep_conn=True).status == 200
+        wait_until(lambda: added("connections_handed_over_total") >= 1, "a successor has the connection")
+        assert kept.request("GET", "/api/health/live", keep_conn=True).status == 200
+
+
+def test_sessions_are_counted_by_what_becomes_of_them(folder, servers):
+    pool = servers.enter_context(Pool(folder, ADMIN_TOKEN="a" * 32, SERVICE_TOKEN="s" * 32))
+    added = Counters(pool)
+    user = {"Authorization": f"Bearer {'s' * 32}"}
+    made = [json.loads(pool.ask("POST", "/api/sessions?create=1", {"sessionData": {"userId": "u"}}, headers=user).body)["sessionId"]
+            for _ in range(6)]
+    for uri, body in ((f"{made[0]}/extend", {"seconds": 1}), (f"{made[1]}/rotate", {})):
+        assert pool.ask("POST", f"/api/sessions/{uri}", body).status == 200
+    assert pool.ask("PATCH", f"/api/sessions/{made[2]}", {"uiState": {}}).status == 200
+    assert pool.ask("DELETE", f"/api/sessions/{made[3]}").status == 200
+    wait_until(lambda: added("sessions_expired_total") == 1, "the one whose life was set is purged")
+    assert pool.ask("DELETE", "/api/admin/sessions?userId=u", headers={"Authorization": f"Bearer {'a' * 32}"}).status == 200
+    assert {what: added(f"sessions_{what}_total") for what in ("created", "extended", "rotated", "updated", "deleted", "revoked")} == {
+        "created": 6, "extended": 1, "rotated": 1, "updated": 1, "deleted": 5, "revoked": 4}, "who is revoked is deleted"
+    assert added("embedded_commits_total") > 10
+
+
+def test_what_is_wrong_with_redis_is_counted_by_kind(folder, servers):
+    redis = servers.enter_context(Redis(folder))
+    pool = servers.enter_context(Pool(folder, WORKERS=1, REDIS_URL=redis.url, SESSION_FALLBACK_TO_MEMORY="false",
+                                      REQUEST_TIMEOUT_MS=300, REDIS_TIMEOUT_MS=200))
+    wait_until(lambda: pool.ask("GET", "/api/sessions").status == 200, "all is well")
+    added = Counters(pool)
+    redis.call("ACL", "SETUSER", "default", "-set", "-eval", "-evalsha")
+    assert pool.ask("GET", "/api/sessions").status == 503
+    assert added("redis_errors_total", kind="reply") >= 1
+    redis.call("ACL", "SETUSER", "default", "+@all")
+    wait_until(lambda: pool.ask("GET", "/api/sessions").status == 200, "it may again")
+    outages = added("breaker_trips_total")
+    redis.pause()
+    assert pool.ask("GET", "/api/sessions").status == 503
+    assert added("redis_errors_total", kind="timeout") >= 1
+    wait_until(lambda: added("breaker_trips_total") == outages + 1, "it is lost")
+    assert metric(pool, "breaker_open") == 1 and metric(pool, "dependency_up", dependency="redis") == 0
+    assert added("requests_timed_out_total") == 0, "nobody waits longer than for one answer"
+    redis.stop(signal.SIGKILL)
+    wait_until(lambda: added("redis_errors_total", kind="connect") >= 1, "nobody is there")
+    connects = added("redis_connects_total")
+    redis.start()
+    wait_until(lambda: pool.ask("GET", "/api/sessions").status == 200, "it is back")
+    assert added("redis_connects_total") > connects
+    wait_until(lambda: metric(pool, "breaker_open") == 0 and metric(pool, "dependency_up", dependency="redis") == 1, "it is told")
+
+
+def test_a_request_that_runs_out_of_time_is_counted(folder, servers, redis):
+    pool = servers.enter_context(Pool(folder, REDIS_URL=redis.url, REQUEST_TIMEOUT_MS=100, REDIS_TIMEOUT_MS=5000))
+    added = Counters(pool)
+    redis.pause()
+    assert pool.ask("GET", "/api/sessions").status == 503
+    redis.resume()
+    assert added("requests_timed_out_total") == 1
 
 
 # --- form ---
@@ -203,6 +312,35 @@ def test_restarts_are_counted_by_cause(folder, servers):
     wait_until(lambda: count("reload") == 2, "a reload is counted")
     assert (count("signal"), count("exit"), count("stalled")) == (1, 0, 0)
     assert metric(pool, "pool_generation") == 2
+    assert metric(pool, "pool_generations_total", cause="start") == metric(pool, "pool_generations_total", cause="reload") == 1
+    wait_until(lambda: len(workers_of(pool)) == 2, "the old ones have left")
+    os.kill(workers_of(pool)[0], signal.SIGTERM)  # by a stranger
+    wait_until(lambda: count("exit") == 1 and all_serve(), "one that ends by itself is counted and replaced")
+
+
+def states(pool):
+    """Workers by state, where there are any."""
+    found = samples(scrape(pool).body.decode())[0]
+    return {dict(labels)["state"]: n for (name, labels), n in found.items() if name == "hyperpage_workers" and n}
+
+
+def test_a_worker_is_dead_only_until_it_is_replaced(folder, servers):
+    """Also where its successor sits in another slot, or there is none because fewer are wanted."""
+    pool = servers.enter_context(Pool(folder, WORKERS=3))
+    wait_until(lambda: sum(states(pool).values()) == 3, "all are there")
+    pool.signal(signal.SIGHUP)  # the new ones take the slots behind those of the old ones, which are free then
+    wait_until(lambda: metric(pool, "worker_restarts_total", cause="reload") == 3 and sum(states(pool).values()) == 3, "it is done")
+    for n, pid in enumerate(workers_of(pool), start=1):
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda n=n: metric(pool, "worker_restarts_total", cause="signal") == n, "its death is seen")
+        wait_until(lambda: set(states(pool)) <= {"idle", "busy"} and sum(states(pool).values()) == 3, "nobody is missing")
+    assert len(json.loads(pool.ask("GET", "/api/status").body)["workers"]) == 3
+    for pid in [pool.pid] + children(pool.pid):
+        os.kill(pid, signal.SIGKILL)
+    pool.stop()
+    pool.env["WORKERS"] = "1"
+    pool.start()
+    wait_until(lambda: states(pool) in ({"idle": 1}, {"busy": 1}), "nobody waits for those of the run before")
 
 
 def test_processor_time_and_memory_are_those_of_all_processes(folder, servers):
@@ -294,9 +432,10 @@ def counted(pool, status):
 
 
 def test_no_counter_falls_and_none_is_lost_whatever_dies(folder):
-    """Workers are killed, the pool is stopped, killed and started again; what was counted is what was answered, give or
-    take what was in the hands of the killed."""
+    """Workers are killed, the pool is reloaded, stopped, killed and started again; what was counted is what was answered,
+    give or take what was in the hands of the killed."""
     kills, restarts, scrapes = (50, 5, 1000) if LONG else (30, 3, 300)
+    ends = itertools.cycle((signal.SIGTERM, signal.SIGINT, signal.SIGKILL))
     pool = Pool(folder, WORKERS=3)
     pool.start()
     first = {status: counted(pool, status) for status in (200, 401, 405)}
@@ -304,13 +443,14 @@ def test_no_counter_falls_and_none_is_lost_whatever_dies(folder):
     try:
         for n in range(kills):
             have = scraper.done
-            workers = [p for p in children(pool.pid) if name_of(p) == "fcgi-worker"]
-            if workers:
-                os.kill(random.choice(workers), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError, IndexError):
+                os.kill(random.choice(workers_of(pool)), signal.SIGKILL)
             wait_until(lambda: scraper.done >= have + scrapes // (kills + restarts) or scraper.wrong, "scrapes come through")
             if n % (kills // restarts) == 0:
-                pool.stop(signal.SIGTERM if n % 2 else signal.SIGINT)
+                pool.stop(next(ends))
                 pool.start()
+            if n % (kills // restarts) == 5:
+                pool.signal(signal.SIGHUP)
         wait_until(lambda: scraper.done >= scrapes or scraper.wrong, "that is enough", 60)
     finally:
         for thread in clients + [scraper]:
