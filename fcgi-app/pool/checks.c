@@ -7,6 +7,7 @@
 
 #include <inttypes.h>
 
+#define LOOK_MS  3500 /* of one look at most: what was seen of the others must not grow too old (CHECK_MOST_AGE_MS) meanwhile */
 #define FOLD_MS  1000
 #define COUNT_MS 1000 /* between counts of the sessions at least... */
 #define COUNT_OF 100  /* ...and so many times as long as one takes: it reads an index from end to end */
@@ -32,7 +33,8 @@ static void look_at(struct checks *c, enum dependency d)
     int64_t began_us = clock_mono_us(), began_ms = began_us / 1000;
     enum check_state was = shared_check_state(c->shared, d, began_ms), is = CHECK_UNUSED;
     if (store_uses(c->store, dependencies[d].place)) {
-        bool up = store_check(c->store, dependencies[d].place, began_ms + c->timeout_ms, &e);
+        int64_t most_ms = c->timeout_ms < LOOK_MS ? c->timeout_ms : LOOK_MS;
+        bool up = store_check(c->store, dependencies[d].place, began_ms + most_ms, &e);
         is = up ? CHECK_UP : CHECK_DOWN;
         tell_change(d, was, up, began_ms - atomic_load(&shared_check(c->shared, d)->since_ms), &e);
     }

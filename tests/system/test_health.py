@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from servers import Pool, Redis, children, name_of, wait_until
+from servers import Pool, Redis, children, metric, name_of, wait_until
 
 READY = ["/api/health/ready", "/api/sessions?check=ready"]
 
@@ -60,6 +60,23 @@ def test_the_cache_is_told_of(folder, servers):
     assert len(made) == health(pool)[1]["cache"]["size"] == 3
 
 
+class Times:
+    """How long the pool takes for its answers about its health, from when this was made; a client's own time is left out."""
+
+    def __init__(self, pool):
+        self.pool = pool
+        self.before = self.now()
+
+    def now(self):
+        return [metric(self.pool, name, endpoint="/api/health.*", **labels) for name, labels in (
+            ("request_duration_seconds_count", {}), ("request_duration_seconds_bucket", {"le": "0[.]001"}))]
+
+    def are_short(self):
+        answered, in_a_ms = (now - before for now, before in zip(self.now(), self.before))
+        print(f"answers about health: {answered:.0f}, in 1 ms: {in_a_ms:.0f}")
+        return answered >= 100 and in_a_ms > 0.9 * answered
+
+
 @pytest.mark.parametrize("refuge", [True, False])
 def test_redis_hangs(folder, servers, refuge):
     """Known within a second, and no answer ever waits for it."""
@@ -67,7 +84,7 @@ def test_redis_hangs(folder, servers, refuge):
     pool = servers.enter_context(Pool(folder, REDIS_URL=redis.url, SESSION_FALLBACK_TO_MEMORY=str(refuge).lower()))
     becomes(pool, 200, "healthy")
     redis.pause()
-    took = []
+    took, times = [], Times(pool)
     end = time.monotonic() + 1.5
     with pool.connect() as client:
         while time.monotonic() < end:
@@ -78,6 +95,7 @@ def test_redis_hangs(folder, servers, refuge):
     took.sort()
     print(f"answers while Redis hung: median {took[len(took) // 2] * 1000:.2f} ms, slowest {took[-1] * 1000:.1f} ms")
     assert took[len(took) // 2] < 0.002 and took[-1] < 0.2, "an answer waited for Redis (REDIS_TIMEOUT_MS is 200)"
+    assert times.are_short()
     assert ready(pool) == ((200, "degraded") if refuge else (503, "unhealthy"))
     status, body = health(pool)
     assert body["redis"]["status"] == "down" and body["redis"]["sinceMs"] >= 0
@@ -86,6 +104,16 @@ def test_redis_hangs(folder, servers, refuge):
     redis.resume()
     becomes(pool, 200, "healthy")
     assert health(pool)[1]["redis"]["status"] == "up"
+
+
+def test_a_redis_that_may_take_its_time_keeps_nobody_from_looking_at_the_rest(folder, servers, redis):
+    pool = servers.enter_context(Pool(folder, REDIS_URL=redis.url, REDIS_TIMEOUT_MS=60000, REQUEST_TIMEOUT_MS=60000))
+    becomes(pool, 200, "healthy")
+    redis.pause()
+    wait_until(lambda: health(pool)[1]["redis"]["status"] == "down", "it does not answer", 5)
+    wait_until(lambda: health(pool)[1]["embedded"].get("ageMs", 5000) < 1000, "the embedded store is looked at all the same", 3)
+    redis.resume()
+    becomes(pool, 200, "healthy")
 
 
 def test_an_outage_is_as_old_as_it_is_also_before_the_keeper_has_looked(folder, servers):
