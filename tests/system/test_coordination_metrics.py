@@ -1,5 +1,6 @@
 """What the coordinator and PostgreSQL do, in /api/metrics and /api/health: two nodes on a real Redis and a real PostgreSQL."""
 
+import contextlib
 import json
 import re
 import signal
@@ -12,7 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from postgres import ORIGINAL, Postgres
 from servers import Coordinator, Pool, wait_until
 from test_coordinator import ALL, original_leads, publish
-from test_health import ready
+from test_health import Times, ready
 from test_metrics import KNOWN_COMPLAINTS, OPENMETRICS, samples, scrape
 from test_registry import clean_again
 
@@ -123,6 +124,41 @@ def test_jobs_are_counted_by_status_on_the_leader(database, nodes):
     assert other.get("jobs") is None
 
 
+def test_what_the_leader_does_is_counted(database, redis, nodes):
+    leader, _ = by_role(nodes)
+    wait_until(lambda: leader.get("jobs_completed_total") >= 1, "the first cleanup is done", 15)
+    transactions = leader.get("postgres_transactions_total")
+    assert transactions >= 1 and leader.get("jobs_failed_total") == leader.get("rate_limits_stored_total") == 0
+    publish(redis, "rate_limit_sync", {"platform": "jira", "remaining": 5, "limit": 10})
+    wait_until(lambda: leader.get("rate_limits_stored_total") == 1, "it is in the table", 10)
+    assert leader.get("postgres_transactions_total") > transactions
+    events = leader.get("registry_events_total")
+    redis.call("XADD", "hyperpage:session-events", "*", "type", "created", "sessionId", "some", "userId", "anna",
+               "expiresAt", int(time.time() * 1000) + 60000)
+    wait_until(lambda: leader.get("registry_events_total") > events, "so is the session", 10)
+    with contextlib.closing(database.connect()) as locker:
+        locker.cursor().execute("LOCK TABLE rate_limits")
+        errors = leader.get("postgres_errors_total")
+        database.ask("INSERT INTO jobs (type, payload, scheduled_at, attempts) VALUES ('cleanup', '{}', now(), 4)")
+        wait_until(lambda: leader.get("jobs_failed_total") == 1, "a job has failed", 10)
+        assert leader.get("postgres_errors_total") > errors
+        locker.rollback()
+    database.ask("UPDATE app_state SET value = '{\"term\": 4100, \"leaderId\": \"another\"}' WHERE key = 'coordinator.term'")
+    publish(redis, "rate_limit_sync", {"platform": "jira", "remaining": 4, "limit": 10})
+    wait_until(lambda: leader.get("fence_refusals_total") >= 1, "the fence has refused it", 10)
+
+
+def test_a_coordinator_that_stood_still_was_late(nodes):
+    node = nodes[0]
+    wait_until(lambda: node.get("coordinator_up") == 1, "it works")
+    node.coordinator.pause()
+    try:
+        wait_until(lambda: node.get("coordinator_up") == 0, "its silence is seen", 5)
+    finally:
+        node.coordinator.resume()
+    wait_until(lambda: node.get("coordinator_up") == 1 and node.get("coordinator_loop_lag_seconds") > 1, "it says how late it was", 5)
+
+
 @pytest.mark.parametrize("how", ["stop", "pause"])
 def test_a_database_that_is_away_degrades_and_harms_nothing(database, nodes, how):
     node = nodes[1]
@@ -136,6 +172,10 @@ def test_a_database_that_is_away_degrades_and_harms_nothing(database, nodes, how
         assert node.health()["database"]["status"] == "down"
         assert ready(node.pool) == (200, "degraded")
         assert node.pool.ask("GET", "/api/sessions").status == 200
+        times = Times(node.pool)
+        for _ in range(150):
+            node.health()
+        assert times.are_short()
     finally:
         database.resume() if how == "pause" else database.start()
     wait_until(lambda: node.get("dependency_up", dependency="postgres") == 1, "it is back", 20)
@@ -206,6 +246,15 @@ def test_the_number_of_sessions_follows_what_becomes_of_them(redis, pair):
                "redis.call('XADD', KEYS[1], '*', 'kind', 'created') redis.call('XADD', KEYS[1], '*', 'type', 'eaten')",
                1, "hyperpage:session-events")
     both_tell(pair, 1521)
+
+
+def test_what_a_cleanup_repairs_is_counted(redis, pair):
+    redis.call("SET", "hyperpage:session:endless", "{}")
+    redis.call("ZADD", "hyperpage:user:anna:sessions", int(time.time() * 1000) + 60000, "gone")
+    count_anew(redis, pair)
+    assert sum(node.get("cleanup_sessions_ended_total") for node in pair) == 1
+    assert sum(node.get("cleanup_index_entries_total") for node in pair) == 1
+    assert redis.call("TTL", "hyperpage:session:endless") > 0 and redis.call("EXISTS", "hyperpage:user:anna:sessions") == 0
 
 
 def test_another_leader_goes_on_where_the_one_before_was(redis, pair):

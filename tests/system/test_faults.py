@@ -16,7 +16,7 @@ import pytest
 
 import fcgi
 from load import Load
-from servers import KEEPERS, Front, Pool, Redis, name_of, wait_until
+from servers import KEEPERS, Front, Pool, Redis, metric, name_of, wait_until
 
 LONG = os.environ.get("HYPERPAGE_LONG") == "1"
 CI_FACTOR = 5  # a bound in a test is so many times the figure that is promised
@@ -140,6 +140,7 @@ def test_a_worker_that_stands_still_is_killed_and_replaced(folder, servers):
     wait_until(stand_still, "a worker that stands still is killed", 30)
     line = next(line for line in pool.log().splitlines() if "worker stands still, killed" in line)
     assert re.search(rf"child={worker} method=[A-Z]+ route=\S+ duration_ms=1\d\d\d requests=\d+$", line), line
+    assert metric(pool, "worker_restarts_total", cause="stalled") == 1
     assert status(pool, session_id) == 200
 
 

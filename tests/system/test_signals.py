@@ -362,6 +362,7 @@ def test_hup_with_a_broken_configuration_keeps_the_old_one(folder, servers, subr
     pool.reload("reload refused, the old configuration stays")
     line = pool.said(r"reload refused.*")[-1]
     assert words in line
+    assert metric(pool, "pool_changes_refused_total", kind="reload") == 1
     assert_same(pool, before)
     assert pool.ask("GET", f"/api/sessions/{session_id}").status == 200
     pool.file.write_text(f"STATE_DIR={folder}/state\nWORKERS=2\n")
@@ -385,6 +386,7 @@ def test_a_new_binary_that_never_serves_is_given_up(folder, servers, subreaper):
     pool.replace_program(HANGS)
     pool.signal(signal.SIGUSR2)
     wait_until(lambda: "new binary given up, the old one goes on" in pool.log(), "it is given up")
+    assert metric(pool, "pool_changes_refused_total", kind="upgrade") == 1
     wait_until(lambda: not alive(started_by(pool)), "it is ended")
     assert_same(pool, before)
     assert pool.ask("GET", f"/api/sessions/{session_id}").status == 200

@@ -43,6 +43,7 @@ def node(folder, servers, redis):
 
 
 def test_counts_what_was_asked(pool):
+    wait_until(lambda: pool.ask("GET", "/api/health/ready").status == 200, "its keeper has looked")
     made = [json.loads(pool.ask("GET", "/api/sessions").body)["sessionId"] for _ in range(7)]
     for session in made[:3]:
         assert pool.ask("PATCH", f"/api/sessions/{session}", {"uiState": {}}).status == 200
