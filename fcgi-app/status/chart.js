@@ -5,6 +5,7 @@ import { clockTime } from "./numbers.js";
 import { put } from "./rows.js";
 
 const WIDTH = 1000, HEIGHT = 100, LINES = 6; // of the drawing, and of its grid at most
+const GAP_MS = 3500; // a line ends where nothing was heard for so long
 
 function make(name, attributes) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -35,10 +36,12 @@ export function decades(highest) { // of ms: 0.1 ms to at least 10 ms, at most 1
 export class Chart {
   #paths; #grid; #labels; #legend; #cursor; #when; #svg; #o;
   #points = [];
-  #pointer = null; // index of the point under the pointer
+  #now = 0;        // of the right edge
+  #pointer = null; // the point under the pointer
 
   /** o: series [{name, of: point -> number or null}], scale, format and mark (a value as text, in the legend and at
-   * the grid), most (points), from (the oldest of them), title. */
+   * the grid), spanMs (of the whole width), from (its left edge as text), title. A point has its moment twice: `ms` on this
+   * browser's clock places it, `at` on the node's clock is shown. */
   constructor(figure, o) {
     this.#o = o;
     this.#svg = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
@@ -66,8 +69,9 @@ export class Chart {
     plot.addEventListener("pointerleave", () => this.#point(null));
   }
 
-  draw(points) {
+  draw(points, now) {
     const { series, format, title } = this.#o;
+    this.#now = now;
     const values = points.flatMap((p) => series.map((s) => s.of(p))).filter(Number.isFinite);
     const scale = this.#o.scale(Math.max(0, ...values));
     this.#points = points;
@@ -78,21 +82,19 @@ export class Chart {
     this.#read();
   }
 
-  #x(i) {
-    return WIDTH * (1 - (this.#points.length - 1 - i) / (this.#o.most - 1));
+  #x({ ms }) {
+    return WIDTH * (1 - (this.#now - ms) / this.#o.spanMs);
   }
 
   #path(points, series, scale) {
-    let d = "", pen = "M";
-    points.forEach((point, i) => {
-      const value = series.of(point);
-      if (value === null) {
-        pen = "M";
-        return;
-      }
-      d += `${pen}${this.#x(i).toFixed(1)} ${(HEIGHT * (1 - Math.min(1, scale.place(value)))).toFixed(2)}`;
-      pen = "L";
-    });
+    let d = "", last = null;
+    for (const point of points) {
+      const value = series.of(point), joins = last !== null && point.ms - last.ms <= GAP_MS;
+      last = value === null ? null : point;
+      if (value === null) continue;
+      const y = HEIGHT * (1 - Math.min(1, scale.place(value)));
+      d += `${joins ? "L" : "M"}${this.#x(point).toFixed(1)} ${y.toFixed(2)}${joins ? "" : "h0"}`; // h0: one alone is a dot
+    }
     return d;
   }
 
@@ -108,9 +110,11 @@ export class Chart {
   }
 
   #point(event) {
-    const box = this.#svg.getBoundingClientRect(), { length } = this.#points;
-    const i = event ? length - 1 - Math.round((1 - (event.clientX - box.left) / box.width) * (this.#o.most - 1)) : -1;
-    this.#pointer = i >= 0 && i < length ? this.#points[i] : null;
+    const box = this.#svg.getBoundingClientRect();
+    const ms = event && this.#now - (1 - (event.clientX - box.left) / box.width) * this.#o.spanMs;
+    const from = (point) => Math.abs(point.ms - ms);
+    const nearest = this.#points.reduce((best, p) => best === null || from(p) < from(best) ? p : best, null);
+    this.#pointer = event && nearest && from(nearest) <= GAP_MS / 2 ? nearest : null;
     this.#read();
   }
 
@@ -121,6 +125,6 @@ export class Chart {
     this.#o.series.forEach((s, n) => put(this.#legend[n], this.#o.format(s.of(point))));
     put(this.#when, i < 0 ? "" : clockTime(point.at));
     this.#cursor.setAttribute("visibility", i < 0 ? "hidden" : "visible");
-    if (i >= 0) for (const end of ["x1", "x2"]) this.#cursor.setAttribute(end, this.#x(i));
+    if (i >= 0) for (const end of ["x1", "x2"]) this.#cursor.setAttribute(end, this.#x(point));
   }
 }

@@ -8,6 +8,13 @@ export function put(element, text) {
   else if (element.firstChild.data !== text) element.firstChild.data = text;
 }
 
+/** A name, which may go on in the next line behind a / or _. */
+export function putName(element, name) {
+  if (element.textContent === name) return;
+  const pieces = name.split(/(?<=[/_])/);
+  element.replaceChildren(...pieces.flatMap((piece, i) => i > 0 ? [document.createElement("wbr"), piece] : [piece]));
+}
+
 /** An attribute data-NAME of an element. */
 export function mark(element, name, value) {
   if (element.dataset[name] !== value) element.dataset[name] = value;

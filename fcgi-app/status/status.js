@@ -3,11 +3,11 @@
 
 import { Chart, decades, linear } from "./chart.js";
 import { age, at, bytes, clockTime, count, duration, isOther, minus, percent, perSecond, plural, plus, quantile, rate } from "./numbers.js";
-import { mark, put, Rows } from "./rows.js";
+import { mark, put, putName, Rows } from "./rows.js";
 
 const EVERY_MS = 1000, TIMEOUT_MS = 3000, STALE_MS = 2500;
 const WINDOW = 11;   // answers: ten seconds between the first and the last
-const POINTS = 180, SPAN = "3 minutes ago";
+const POINTS = 180, SPAN_MS = POINTS * EVERY_MS, SPAN = "3 minutes ago";
 const NONE = "–";
 
 // Requests that look after the service, this page's among them, are no part of what it does.
@@ -54,7 +54,7 @@ function pointOf(view) {
   const seconds = last ? (view.ms - Date.parse(last.timestamp)) / 1000 : 0;
   const recent = plus(view.list("endpoints").filter((e) => !OWN.test(e.path)).map((e) => e.recent));
   const of = (q) => quantile(q, recent, now.bucketBoundsMs);
-  return { at: Date.now(), rate: perSecond(served(now, "requests"), last && served(last, "requests"), seconds),
+  return { ms: Date.now(), at: view.ms, rate: perSecond(served(now, "requests"), last && served(last, "requests"), seconds),
     failed: perSecond(served(now, "5xx"), last && served(last, "5xx"), seconds), p50: of(0.5), p95: of(0.95), p99: of(0.99) };
 }
 
@@ -66,7 +66,7 @@ function keep(answer) {
   answers.push(answer);
   if (answers.length > WINDOW) answers.shift();
   points.push(pointOf(new View()));
-  if (points.length > POINTS) points.shift();
+  while (points.length > POINTS || points.at(-1).ms - points[0].ms > SPAN_MS) points.shift();
 }
 
 /* --- words and levels: "good", "warn", "bad", or "" of no meaning --- */
@@ -87,13 +87,16 @@ function lacking({ status, store, cleanup, coordination: { coordinator } }) {
   return coordinator.alive ? "" : ", the coordinator is lost";
 }
 
+/** What a coordinator that is gone knew last is worth nothing any more. */
+const isLed = ({ coordinator, leader }) => coordinator.alive && leader.leaderId !== null;
+
 const texts = {
   node: ({ now }) => now.coordination.podId ?? "This node",
   version: ({ now }) => now.version,
   news: ({ now }) => {
     const { store, status, coordination: c } = now;
     const where = { redis: "Redis answers", refuge: "Redis is away, the refuge answers", embedded: "the embedded store answers" };
-    const leads = c.leader.leaderId === null ? "" : c.leader.isSelf ? ", this node leads" : `, ${c.leader.leaderId} leads`;
+    const leads = !isLed(c) ? "" : c.leader.isSelf ? ", this node leads" : `, ${c.leader.leaderId} leads`;
     return `${status[0].toUpperCase()}${status.slice(1)}: ${where[store.answers]}${lacking(now)}${leads}${now.maintenance ? ", in maintenance" : ""}`;
   },
   clock: ({ now }) => clockTime(now.timestamp),
@@ -103,6 +106,7 @@ const texts = {
   p99: ({ point }) => duration(point.p99),
   dirty: ({ now }) => now.store.breaker ? count(now.store.breaker.dirty) : NONE,
   hits: (v) => {
+    if (v.now.store.cache.maxBytes === 0) return NONE; // there are no copies
     const [hits, misses] = [v.rate("store.cache.hits"), v.rate("store.cache.misses")];
     return percent(hits, hits + misses);
   },
@@ -118,16 +122,16 @@ const texts = {
   },
   copies: ({ now: { store: { cache: c } } }) =>
     c.maxBytes === 0 ? "none" : `${plural(c.entries, "session")}, ${bytes(c.bytes)} of ${bytes(c.maxBytes)}`,
-  pods: ({ now: { coordination: c } }) => plural(c.podCount, "pod"),
+  pods: ({ now: { coordination: c } }) => c.coordinator.alive ? plural(c.podCount, "pod") : "",
   coordinator: ({ now: { store, coordination: { coordinator: c } } }) => {
     const hears = c.subscribed ? "listens to others" : store.breaker === null ? "needs no others" : "does not hear others";
     return c.alive ? `${hears}, loop late by ${c.loopLagMs} ms` : "does not run";
   },
   leader: (v) => {
     const { leaderId, isSelf, since } = v.now.coordination.leader;
-    return leaderId === null ? "nobody known" : `${leaderId}${isSelf ? " (this node)" : ""}, for ${age(v.since(since))}`;
+    return !isLed(v.now.coordination) ? "nobody known" : `${leaderId}${isSelf ? " (this node)" : ""}, for ${age(v.since(since))}`;
   },
-  term: ({ now }) => now.coordination.leader.leaderId === null ? NONE : count(now.coordination.leader.term),
+  term: ({ now: { coordination: c } }) => isLed(c) ? count(c.leader.term) : NONE,
   messages: ({ now: { coordination: { totals: t } } }) =>
     `${count(t.received)} received, ${count(t.droppedLow + t.droppedNormal + t.droppedHigh)} dropped`,
   limits: ({ now }) => now.rateLimits.length === 0 ? "none reported" : "",
@@ -155,13 +159,13 @@ const levels = {
   cleaned: (v) => v.since(v.now.cleanup.last) > 2 * 60000 * v.now.cleanup.intervalMinutes ? "warn" : "",
   coordinator: ({ now: { store, coordination: { coordinator: c } } }) =>
     c.alive && (c.subscribed || store.redis.status === "unused") ? "good" : store.redis.status === "unused" ? "" : "warn",
-  leader: ({ now: { coordination: c } }) => c.leader.leaderId !== null ? "good" : c.coordinator.subscribed ? "warn" : "",
+  leader: ({ now: { coordination: c } }) => isLed(c) ? "good" : c.coordinator.alive && c.coordinator.subscribed ? "warn" : "",
 };
 
 /* --- lists --- */
 
 const timed = (cells, e) => {
-  put(cells.path, e.path === "-" ? "no such path" : e.path ?? `phase: ${e.phase}`);
+  putName(cells.path, e.path === "-" ? "no such path" : e.path ?? `phase: ${e.phase}`);
   put(cells.rate, rate(e.rate));
   put(cells.p50, duration(e.p50));
   put(cells.p99, duration(e.p99));
@@ -179,20 +183,20 @@ const lists = {
     key: (w) => w.slot,
     fill(cells, w, node, v) {
       const before = v.before?.workers.find((b) => b.slot === w.slot), o = w.oldest;
-      const more = w.requests > 1 ? ` and ${w.requests - 1} more` : "";
       mark(node, "is", w.state);
       put(cells.pid, w.pid);
-      put(cells.state, w.state);
+      put(cells.state, w.state === "busy" && w.requests > 1 ? `busy with ${w.requests}` : w.state);
       put(cells.rate, `${rate(perSecond(w.answered, before?.answered, v.seconds))}/s`);
       put(cells.doing, w.state === "dead" ? "not yet replaced" :
-        o ? `${o.method} ${o.path} ${duration(o.ageMs)}${more}` : w.answersThis ? "answered this page" :
+        o ? `${o.method} ${o.path}` : w.answersThis ? "answered this page" :
         w.connections > 0 ? `keeps ${plural(w.connections, "connection")}` : "waits");
+      put(cells.since, o ? duration(o.ageMs) : "");
     },
   },
   endpoints: { items: (v) => v.list("endpoints").filter((e) => e.requests > 0), key: (e) => e.path, fill: timed },
   phases: { items: (v) => v.list("phases").filter((e) => e.total > 0), key: (e) => e.phase, fill: timed },
   pods: {
-    items: ({ now }) => now.coordination.pods,
+    items: ({ now: { coordination: c } }) => c.coordinator.alive ? c.pods : [],
     key: (p) => p.podId,
     fill(cells, p, _, v) {
       put(cells.name, p.podId);
@@ -203,11 +207,11 @@ const lists = {
     items: ({ now }) => Object.entries(now.coordination.messages),
     key: ([type]) => type,
     fill(cells, [type, m], _, v) {
-      put(cells.type, type);
+      putName(cells.type, type);
       put(cells.rate, rate(v.rate(`coordination.messages.${type}.received`)));
       put(cells.received, count(m.received));
       put(cells.last, m.last === null ? NONE : `${age(v.since(m.last))} ago`);
-      put(cells.from, m.sourcePod ?? NONE);
+      putName(cells.from, m.sourcePod ?? NONE);
     },
   },
   limits: {
@@ -235,15 +239,19 @@ const news = document.querySelector("[data-text=news]"), clock = document.queryS
 
 const charts = [
   new Chart(document.getElementById("chart-rate"), {
-    title: "Requests a second", from: SPAN, scale: linear, format: rate, mark: count, most: POINTS,
+    title: "Requests a second", from: SPAN, scale: linear, format: rate, mark: count, spanMs: SPAN_MS,
     series: [{ name: "answered", of: (p) => p.rate }, { name: "5xx", of: (p) => p.failed }],
   }),
   new Chart(document.getElementById("chart-latency"), {
-    title: "Time to answer", from: SPAN, scale: decades, format: duration, most: POINTS,
+    title: "Time to answer", from: SPAN, scale: decades, format: duration, spanMs: SPAN_MS,
     mark: (ms) => ms < 1000 ? `${ms} ms` : `${ms / 1000} s`,
     series: [{ name: "median", of: (p) => p.p50 }, { name: "95th", of: (p) => p.p95 }, { name: "99th", of: (p) => p.p99 }],
   }),
 ];
+
+function drawCharts() {
+  if (points.length > 0) for (const chart of charts) chart.draw(points, Date.now());
+}
 
 function show(answer) {
   keep(answer);
@@ -254,7 +262,7 @@ function show(answer) {
   for (const [node, path] of bound.rate) put(node, rate(view.rate(path)));
   for (const [list, { items, key, fill }] of rows)
     list.draw(items(view), key, (cells, item, node) => fill(cells, item, node, view));
-  for (const chart of charts) chart.draw(points);
+  drawCharts();
   clock.dateTime = answer.timestamp;
   mark(document.body, "stale", "no");
 }
@@ -263,15 +271,26 @@ function show(answer) {
 
 let answered = performance.now(), reason = "no answer";
 
+/** Why there was no answer. */
+const words = { TimeoutError: `no answer in ${TIMEOUT_MS / 1000} s`, TypeError: "the web server cannot be reached",
+  SyntaxError: "what came is no JSON" };
+
+async function read() {
+  const response = await fetch("../api/status", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS) });
+  if (!response.ok) throw new Error(`the web server says ${response.status}`);
+  return response.json();
+}
+
 async function ask() {
   const began = performance.now();
+  const answer = await read().catch((error) => void (reason = words[error.name] ?? error.message));
   try {
-    const response = await fetch("../api/status", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS) });
-    if (!response.ok) throw new Error(`the web server says ${response.status}`);
-    show(await response.json());
-    answered = performance.now();
-  } catch (error) {
-    reason = { TimeoutError: `no answer in ${TIMEOUT_MS / 1000} s`, TypeError: "the web server cannot be reached" }[error.name] ?? error.message;
+    if (answer !== undefined) {
+      show(answer);
+      answered = performance.now();
+    }
+  } catch (error) { // the page is of another version than the pool, or wrong
+    reason = `this page does not understand the answer (${error.message}); load it again`;
   }
   setTimeout(next, Math.max(100, EVERY_MS - (performance.now() - began)));
 }
@@ -282,7 +301,9 @@ function next() {
 }
 
 setInterval(() => {
-  if (document.hidden || performance.now() - answered < STALE_MS || document.body.dataset.stale === "yes") return;
+  if (document.hidden || performance.now() - answered < STALE_MS) return;
+  drawCharts(); // time goes on
+  if (document.body.dataset.stale === "yes") return;
   const when = answers.length > 0 ? ` What you see is of ${clockTime(answers.at(-1).timestamp)}.` : "";
   put(news, `Stale: ${reason}.${when}`);
   mark(news.parentElement, "is", "bad");

@@ -38,7 +38,8 @@ async function startWorld(front) {
 let browser;
 before(async () => {
   mkdirSync(SHOTS, { recursive: true });
-  browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox"] }); // as root it has none
+  browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox", "--disable-gpu",
+    "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync"] }); // as root it has no sandbox
 });
 after(() => browser.close());
 
@@ -87,6 +88,27 @@ function fabricate(page, change) {
     return route.fulfill({ json: answer });
   });
 }
+
+/** Texts that stand out from what is behind them by less than 4.5 to 1 (WCAG AA): ["12.3 ms: 4.1", ...]. */
+const faint = (page) => page.evaluate(() => {
+  const parts = (colour) => colour.match(/[\d.]+/g).map(Number);
+  const light = (colour) => {
+    const [r, g, b] = parts(colour).slice(0, 3).map((n) => n / 255).map((n) => n <= 0.04045 ? n / 12.92 : ((n + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (node) => {
+    const colour = getComputedStyle(node).backgroundColor;
+    return (parts(colour)[3] ?? 1) === 1 || node.parentElement === null ? colour : behind(node.parentElement);
+  };
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+  while (texts.nextNode()) {
+    const node = texts.currentNode.parentElement, { visibility, color } = getComputedStyle(node);
+    if (!texts.currentNode.data.trim() || !node.checkVisibility() || visibility === "hidden") continue;
+    const [low, high] = [light(color), light(behind(node))].sort((a, b) => a - b), ratio = (high + 0.05) / (low + 0.05);
+    if (ratio < 4.5) found.push(`${texts.currentNode.data.trim()}: ${ratio.toFixed(2)}`);
+  }
+  return found;
+});
 
 for (const front of ["lighttpd", "nginx"]) {
   describe(`behind ${front}`, () => {
@@ -174,7 +196,7 @@ describe("the page", () => {
       answer.rateLimits = [{ platform: "jira", endpoint: "global", limit: 1000, remaining: 40, usagePercent: null,
         retryAfterSeconds: 9, reset: null, updated: answer.timestamp }];
     });
-    await becomes(page, "[data-rows=workers]", /busy[\s\S]*PATCH \/api\/sessions\/\* 42\.0 ms and 2 more/);
+    await becomes(page, "[data-rows=workers]", /busy with 3[\s\S]*PATCH \/api\/sessions\/\*\s+42\.0 ms/);
     assert.equal(await page.locator("[data-rows=workers] [data-is=dead] .state").innerText(), "dead");
     assert.equal(await page.locator("[data-rows=workers] [data-is=dead] .doing").innerText(), "not yet replaced");
     const last = [...page.answers.values()].at(-1).workers.map((w) => String(w.pid));
@@ -191,6 +213,12 @@ describe("the page", () => {
     const cut = await page.evaluate(() => [...document.querySelectorAll(".scroll")]
       .filter((n) => n.scrollHeight > n.clientHeight).map((n) => n.getAttribute("aria-labelledby")));
     assert.deepEqual(cut, [], "all rows are seen");
+    for (const colorScheme of ["dark", "light"]) {
+      await page.emulateMedia({ colorScheme });
+      assert.deepEqual(await faint(page), [], colorScheme);
+    }
+    await page.evaluate(() => document.querySelector("h1").style.color = "#999");
+    assert.match((await faint(page)).join(), /^Hyperpage sessions: 2\.\d+$/, "and if it were faint, that would be seen");
     await shot(page, "trouble");
   });
 
@@ -224,6 +252,28 @@ describe("the page", () => {
     await page.waitForSelector("body[data-stale=no]");
   });
 
+  test("what is not understood is said, and is not taken for an outage", async () => {
+    await refreshed(page);
+    await fabricate(page, (answer) => delete answer.store);
+    await page.waitForSelector("body[data-stale=yes]");
+    assert.match(await text(page, "[role=status]"), /^Stale: this page does not understand the answer \(.*undefined.*\); load it again\./);
+    await page.unroute("**/api/status");
+    await page.waitForSelector("body[data-stale=no]");
+  });
+
+  test("what a lost coordinator knew last is not shown as if it were so", async () => {
+    await becomes(page, "[data-text=leader]", /^node-[ab]/);
+    await fabricate(page, (answer) => {
+      answer.status = "degraded";
+      answer.coordination.coordinator.alive = false;
+    });
+    await becomes(page, "[role=status]", /^Degraded: Redis answers, the coordinator is lost$/);
+    assert.equal(await text(page, "[data-text=coordinator]"), "does not run");
+    assert.equal(await text(page, "[data-text=leader]"), "nobody known");
+    assert.equal(await text(page, "[data-text=term]"), "–");
+    assert.equal(await page.locator("[data-rows=pods] > tr").count(), 0);
+  });
+
   test("counters that begin anew give no negative rate", async () => {
     await refreshed(page, 2);
     await fabricate(page, (answer) => {
@@ -239,7 +289,8 @@ describe("the page", () => {
     const measure = async () => {
       await devtools.send("HeapProfiler.collectGarbage");
       const { nodes, jsEventListeners } = await devtools.send("Memory.getDOMCounters");
-      return { nodes, jsEventListeners };
+      const { usedSize } = await devtools.send("Runtime.getHeapUsage");
+      return { nodes, jsEventListeners, usedSize };
     };
     await page.clock.install();
     const pass = async (refreshes) => { // each as soon as the one before has been shown
@@ -250,20 +301,53 @@ describe("the page", () => {
       }
     };
     await page.reload();
+    page.answers = { set() {} }; // the test itself must not grow either
     await pass(20);
     const early = await measure();
-    await pass(250); // more than the charts hold
+    await pass(500); // more than the charts hold, and until the engine has compiled what it will
+    const full = await measure();
+    await pass(250);
     const late = await measure();
     const points = await page.locator("#chart-rate .line-0").getAttribute("d");
     assert.ok(points.match(/[ML]/g).length <= 180, "the chart holds three minutes");
     assert.ok(late.nodes <= early.nodes + 20, `nodes: ${early.nodes}, later ${late.nodes}`);
     assert.equal(late.jsEventListeners, early.jsEventListeners);
+    assert.ok(late.usedSize <= full.usedSize + 60000, `bytes: ${early.usedSize}, with all points ${full.usedSize}, later ${late.usedSize}`);
+    console.log(`nodes ${early.nodes}, ${full.nodes}, ${late.nodes}; bytes ${early.usedSize}, ${full.usedSize}, ${late.usedSize}`);
+  });
+
+  test("a time in which nobody answered is a gap in the charts", async () => {
+    const line = async () => (await page.locator("#chart-rate .line-0").getAttribute("d")).split("M").slice(1);
+    const right = (piece) => Number(piece.split("L").at(-1).split(" ")[0]);
+    await page.clock.install();
+    const pass = async (refreshes) => {
+      for (; refreshes > 0; refreshes--) {
+        const shown = page.waitForResponse("**/api/status");
+        await page.clock.runFor(1000);
+        await shown;
+      }
+    };
+    await page.reload();
+    await pass(6);
+    assert.equal((await line()).length, 1);
+    await page.route("**/api/status", (route) => route.abort());
+    await page.clock.runFor(60000);
+    await page.waitForSelector("body[data-stale=yes]");
+    assert.ok(Math.abs(right((await line())[0]) - 667) < 40, "its end is a minute ago");
+    await page.unroute("**/api/status");
+    await pass(6);
+    const [before, after, ...more] = await line();
+    assert.deepEqual(more, []);
+    assert.ok(right(before) < 680 && right(after) > 980, "and the line goes on now");
   });
 
   test("fits a phone, in the dark", async () => {
     const phone = await openPage(world, { viewport: { width: 390, height: 844 }, isMobile: true, colorScheme: "dark" });
     await refreshed(phone, 2);
     assert.equal(await phone.evaluate(() => document.documentElement.scrollWidth), 390);
+    const cut = await phone.evaluate(() => [...document.querySelectorAll(".scroll, dl, .workers")]
+      .filter((n) => n.scrollWidth > n.clientWidth).map((n) => n.getAttribute("aria-labelledby") ?? n.className));
+    assert.deepEqual(cut, [], "all columns are seen");
     const [ground, ink] = await phone.evaluate(() => {
       const light = (colour) => colour.match(/\d+/g).slice(0, 3).reduce((sum, n) => sum + Number(n), 0) / 765;
       const style = getComputedStyle(document.body);
