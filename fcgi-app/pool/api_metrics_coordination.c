@@ -79,7 +79,7 @@ static void tell_of_endpoint(struct exposition *ex, const char *name, const char
 
 static void tell_limits(struct exposition *ex, const struct coordination *c)
 {
-    double usage[PLATFORMS], status[PLATFORMS];
+    double usage[PLATFORMS], status[PLATFORMS], updated[PLATFORMS];
     int64_t now_ms = clock_wall_ms();
     struct coordination_limits *ls = mem_alloc(sizeof *ls); /* too large for a task's stack */
     coordination_read_limits(c, ls);
@@ -87,9 +87,12 @@ static void tell_limits(struct exposition *ex, const struct coordination *c)
         struct platform_state s = platform_state_at(ls, (enum platform)p, now_ms);
         usage[p] = s.usage_permille < 0 ? -1 : (double)s.usage_permille / 10;
         status[p] = s.status;
+        updated[p] = s.updated_ms > 0 ? seconds(s.updated_ms) : -1;
     }
     tell_of_platform(ex, "rate_limit_usage_percent", "Used of the rate limit that is used most.", usage);
     tell_of_platform(ex, "rate_limit_status", "0 normal, 1 warning (75 %), 2 critical (90 %), 3 unknown.", status);
+    tell_of_platform(ex, "hyperpage_rate_limit_updated_timestamp_seconds",
+                     "When a rate limit of the platform was reported last.", updated);
     tell_of_endpoint(ex, "rate_limit_remaining", "Requests that remain until the limit's reset.", ls, now_ms,
                      offsetof(struct coordination_limit, remaining));
     tell_of_endpoint(ex, "rate_limit_max", "Requests that the limit allows.", ls, now_ms,

@@ -58,7 +58,7 @@ def test_the_rules_fire_when_they_must():
 
 
 @pytest.mark.parametrize("was, becomes", [("> 0.01", "> 0.9"), ("> 0.01", "> 0.001"), ("> 0.25", "> 2"), ("for: 45s", "for: 0s"),
-                                          ("> 8100", "> 80000"), ('"redis"}) > 1', '"redis"}) > 2'), ("== 2)", "== 1)")])
+                                          ("> 8100", "> 80000"), ('"redis"}) > 1', '"redis"}) > 2'), ("status == 2", "status == 1"), ("< 3600", "< 36000")])
 def test_the_rules_test_sees_a_rule_that_is_wrong(tmp_path, was, becomes):
     shutil.copy(CONF / "hyperpage.rules_test.yml", tmp_path)
     assert was in RULES.read_text()

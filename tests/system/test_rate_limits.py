@@ -142,6 +142,9 @@ def test_what_the_database_knows_is_shown_with_its_age(folder, servers, redis, s
     github, gitlab = show(pool, "github")[1], show(pool, "gitlab")[1]
     assert (github["lastUpdated"], github["dataFresh"], github["status"]) == (old_ms, False, "normal")
     assert (gitlab["lastUpdated"], gitlab["dataFresh"]) == (recent_ms, True)
+    told = {dict(labels)["platform"]: value for (name, labels), value in samples(scrape(pool).body.decode())[0].items()
+            if name == "hyperpage_rate_limit_updated_timestamp_seconds"}
+    assert told == {"github": old_ms / 1000, "gitlab": recent_ms / 1000}
     assert report(redis, pool, "github", endpoint="search", usage=1)["dataFresh"], "one of its endpoints is"
 
 
