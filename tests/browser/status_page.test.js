@@ -238,6 +238,7 @@ describe("the page", () => {
     await world("stop_pool");
     await page.waitForSelector("body[data-stale=yes]");
     assert.match(await text(page, "[role=status]"), /^Stale: the web server says 50\d\. What you see is of /);
+    assert.deepEqual(await faint(page), [], "what was seen last can be read");
     await shot(page, "stale");
     await world("start_pool");
     await page.waitForSelector("body[data-stale=no]");
