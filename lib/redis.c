@@ -17,6 +17,7 @@
 struct redis {
     struct redis_options o;
     struct redis_links servers;
+    struct redis_script **scripts; /* of all modules that use it */
     struct redis_sentinel *sentinel; /* or NULL */
     struct redis_cluster *cluster;   /* or NULL */
 };
@@ -225,8 +226,6 @@ struct redis *redis_open(const struct redis_options *o)
                                                       .password = url->password,
                                                       .db = url->db,
                                                       .client_name = o->client_name,
-                                                      .scripts = o->scripts,
-                                                      .script_count = o->script_count,
                                                       .timeout_ms = o->timeout_ms,
                                                       .wait_replicas = o->wait_replicas,
                                                       .pollset = o->pollset };
@@ -236,11 +235,20 @@ struct redis *redis_open(const struct redis_options *o)
     return r;
 }
 
+void redis_add_scripts(struct redis *r, struct redis_script *scripts, size_t count)
+{
+    struct redis_link_options *o = &r->servers.options;
+    assert(r->servers.first == NULL);
+    o->scripts = r->scripts = mem_resize(r->scripts, (o->script_count + count) * sizeof *r->scripts);
+    for (size_t i = 0; i < count; i++) r->scripts[o->script_count++] = &scripts[i];
+}
+
 void redis_close(struct redis *r)
 {
     if (r == NULL) return;
     redis_sentinel_close(r->sentinel);
     redis_cluster_close(r->cluster);
     redis_links_done(&r->servers);
+    free(r->scripts);
     free(r);
 }

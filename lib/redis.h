@@ -1,6 +1,7 @@
 /* redis.h: commands and scripts on Redis in code that reads as blocking, whatever REDIS_URL names: one server, the
  * primary that Sentinels watch, a cluster. In a task a call parks while others run, and the commands of all tasks of a
- * round leave in one write for each server; outside of tasks it simply waits. Open it after fork.
+ * round leave in one write for each server; outside of tasks it simply waits. Open it after fork. All that a
+ * process asks, it asks through one of these: what that has learned of Sentinels and servers counts for all.
  *
  *   redis            finds the link for a key, and what to do about a failure or an error reply (redis_error)
  *   redis_sentinel   who is the primary          redis_cluster, redis_slots   who has which slot
@@ -18,9 +19,7 @@ struct redis_options {
     int64_t timeout_ms;            /* longest wait for one answer */
     int wait_replicas;             /* a write is acknowledged once so many replicas have it; one WAIT a round */
     const char *client_name;       /* as CLIENT LIST shows it */
-    struct redis_script *scripts;  /* shared by all connections of the process */
-    size_t script_count;
-    struct pollset *pollset; /* NULL: only for use outside of tasks */
+    struct pollset *pollset;       /* NULL: only for use outside of tasks */
 };
 
 #define REDIS_NO_KEY ((struct bytes){ NULL, 0 })
@@ -28,6 +27,9 @@ struct redis_options {
 /* Looks names up and connects at the first call, not here. A name that nobody knows is a server that is away. */
 struct redis *redis_open(const struct redis_options *o);
 void redis_close(struct redis *r);
+
+/* Before the first call: these scripts are loaded with each connection, and must be there as long as `r` makes any. */
+void redis_add_scripts(struct redis *r, struct redis_script *scripts, size_t count);
 
 /* Sends one command and waits for its reply, which is the caller's (freeReplyObject). `key` decides where to; it
  * stands in argv too. REDIS_NO_KEY: any server. NULL: ERR_CORRUPT (the key is of another type) or ERR_UNAVAILABLE; then

@@ -253,8 +253,8 @@ static void send_greeting(struct redis_link *l)
     greet(l, NULL, 3, (struct bytes[]){ BYTES_LITERAL("CLIENT"), BYTES_LITERAL("SETNAME"), bytes_of(o->client_name) });
     if (o->db != 0) greet(l, NULL, 2, (struct bytes[]){ BYTES_LITERAL("SELECT"), bytes_of(db) });
     for (size_t i = 0; i < o->script_count; i++)
-        greet(l, &o->scripts[i], 3,
-              (struct bytes[]){ BYTES_LITERAL("SCRIPT"), BYTES_LITERAL("LOAD"), bytes_of(o->scripts[i].text) });
+        greet(l, o->scripts[i], 3,
+              (struct bytes[]){ BYTES_LITERAL("SCRIPT"), BYTES_LITERAL("LOAD"), bytes_of(o->scripts[i]->text) });
 }
 
 static void link_connect(struct redis_link *l)

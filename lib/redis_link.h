@@ -25,8 +25,8 @@ struct redis_script {
 struct redis_link_options {
     const char *user, *password; /* "" for none */
     int db;
-    const char *client_name;      /* as CLIENT LIST shows it */
-    struct redis_script *scripts; /* shared by all connections of the process */
+    const char *client_name;       /* as CLIENT LIST shows it */
+    struct redis_script **scripts; /* shared by all connections of the process */
     size_t script_count;
     int64_t timeout_ms;      /* longest wait for a connection, and for one answer */
     int wait_replicas;       /* a write counts once so many replicas have it */

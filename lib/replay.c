@@ -414,15 +414,9 @@ bool replay_step(struct replay *rp, size_t most, int64_t deadline_ms, bool *more
     return ok;
 }
 
-void replay_flush(struct replay *rp)
-{
-    redis_flush(rp->redis);
-}
-
 struct replay *replay_open(const struct replay_options *o)
 {
     struct replay *rp = mem_alloc(sizeof *rp);
-    struct redis_options redis = o->redis;
     rp->refuge = o->refuge;
     rp->copies = o->copies;
     rp->node = o->node;
@@ -431,15 +425,12 @@ struct replay *replay_open(const struct replay_options *o)
     rp->scripts[SCRIPT_SESSION].text = script_session;
     rp->scripts[SCRIPT_TOMBSTONE].text = script_tombstone;
     rp->scripts[SCRIPT_EPOCH].text = script_epoch;
-    redis.scripts = rp->scripts;
-    redis.script_count = SCRIPTS;
-    rp->redis = redis_open(&redis);
+    rp->redis = o->redis;
+    redis_add_scripts(rp->redis, rp->scripts, SCRIPTS);
     return rp;
 }
 
 void replay_close(struct replay *rp)
 {
-    if (rp == NULL) return;
-    redis_close(rp->redis);
     free(rp);
 }

@@ -1,4 +1,4 @@
-/* replay.h: brings what the refuge holds back to Redis, on a connection of its own. In a task calls park, in plain code
+/* replay.h: brings what the refuge holds back to Redis. In a task calls park, in plain code
  * they wait. Any number of processes may replay at once, the same rows too, and be killed at any moment: a script that
  * leaves a mark with the name of the version makes that each version reaches Redis once.
  *
@@ -29,7 +29,7 @@ struct replay_change {
 struct replay_options {
     struct refuge *refuge;        /* must outlive the replay, as what follows */
     struct session_cache *copies; /* what Redis has taken is kept here; NULL: nowhere */
-    struct redis_options redis;   /* where to; the scripts are the replay's own */
+    struct redis *redis;          /* where to; it must not have been used yet, and is flushed by its owner */
     const char *node;             /* borrowed; who we are, in the marks that the replay leaves */
     /* Unless NULL, called when Redis may hold something else than before, before the row goes. Must not park. */
     void (*changed)(void *ctx, const struct replay_change *change);
@@ -53,8 +53,5 @@ bool replay_step(struct replay *rp, size_t most, int64_t deadline_ms, bool *more
  * node saw last, so Redis has lost its data meanwhile. To be called before the first replay after an outage, and now
  * and then: rows remember the epoch that was seen last when they were made. */
 bool replay_check_epoch(struct replay *rp, int64_t deadline_ms, bool *lost, struct err *e);
-
-/* End of a round: sends what tasks asked for. */
-void replay_flush(struct replay *rp);
 
 #endif

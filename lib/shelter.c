@@ -185,7 +185,6 @@ static void flush(void *self)
     struct shelter *sh = self;
     if (sh->refuge == NULL) return;
     store_embedded_ops.flush(sh->o.embedded);
-    replay_flush(sh->replay);
 }
 
 static void close_it(void *self)
@@ -333,7 +332,7 @@ static bool open_refuge(struct shelter *sh, struct err *e)
 {
     struct refuge_options o = { .embedded = sh->o.embedded, .adding = adding, .ctx = sh->breaker };
     struct replay_options ro = { .copies = sh->o.copies,
-                                 .redis = sh->o.connection,
+                                 .redis = store_redis_connection(sh->o.redis),
                                  .node = sh->o.node,
                                  .changed = sh->o.changed,
                                  .ctx = sh->o.ctx };

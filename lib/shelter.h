@@ -14,7 +14,6 @@ struct shelter_options {
     struct store_embedded *embedded; /* NULL: in an outage nothing is served; then the rest does not count */
     struct session_cache *copies;
     int64_t most_age_ms; /* of a copy when an outage began: older ones are not served in it */
-    struct redis_options connection; /* of the replay */
     const char *node;
     void (*changed)(void *ctx, const struct replay_change *change); /* see replay.h */
     void *ctx;

@@ -336,7 +336,6 @@ static bool open_redis(struct store *st, const struct config *cfg, struct pollse
                                  .embedded = st->embedded,
                                  .copies = st->copies,
                                  .most_age_ms = cfg->session_refuge_max_age * 1000,
-                                 .connection = o,
                                  .node = st->node,
                                  .changed = hear_of_replay,
                                  .ctx = st };
@@ -353,6 +352,11 @@ struct store *store_open(const struct config *cfg, struct pollset *pollset, stru
     if (ok) return st;
     store_close(st);
     return NULL;
+}
+
+struct redis *store_connection(const struct store *st)
+{
+    return st->redis != NULL ? store_redis_connection(st->redis) : NULL;
 }
 
 void store_close(struct store *st)

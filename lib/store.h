@@ -9,10 +9,15 @@
 #include "store_backend.h"
 
 struct store;
+struct redis;
 
 /* Open it after fork. `pollset` NULL: only for use outside of tasks. */
 struct store *store_open(const struct config *cfg, struct pollset *pollset, struct err *e);
 void store_close(struct store *st);
+
+/* What the store asks of Redis with, for whoever else in this process has something to ask there, flushed with the store;
+ * NULL where it keeps sessions elsewhere. */
+struct redis *store_connection(const struct store *st);
 
 /* As the operations of store_backend.h. A document in `doc` on return is what was stored, byte for byte. */
 bool store_get(struct store *st, const char *id, int64_t roll_ms, int64_t deadline_ms, struct buf *doc,

@@ -833,10 +833,14 @@ struct store_redis *store_redis_open(const struct store_redis_options *o)
     sr->copy = (struct buf)BUF_INIT(SESSION_CACHE_MOST_DOC_BYTES);
     for (int i = 0; i < SCRIPTS; i++) sr->scripts[i].text = script_texts[i];
     sr->scripts[SCRIPT_ROTATE].text = redis_rotation_script;
-    sr->o.connection.scripts = sr->scripts;
-    sr->o.connection.script_count = SCRIPTS;
     sr->redis = redis_open(&sr->o.connection);
+    redis_add_scripts(sr->redis, sr->scripts, SCRIPTS);
     return sr;
+}
+
+struct redis *store_redis_connection(struct store_redis *sr)
+{
+    return sr->redis;
 }
 
 void store_redis_doubt(struct store_redis *sr, const char *id)

@@ -13,8 +13,8 @@ struct store_redis;
 extern const struct store_ops store_redis_ops;
 
 struct store_redis_options {
-    struct redis_options connection; /* the scripts are set here */
-    int64_t most_events;             /* about so many entries stay in the stream of events; 0: none are written */
+    struct redis_options connection;
+    int64_t most_events; /* about so many entries stay in the stream of events; 0: none are written */
 
     /* What is read and written is kept in `copies` (NULL: nowhere; must outlive the store), and a copy that is there is
      * what an update is based on: if Redis holds something else, it says so. While `coherence` (NULL: never) says that a
@@ -25,6 +25,9 @@ struct store_redis_options {
 
 /* Open it after fork. */
 struct store_redis *store_redis_open(const struct store_redis_options *o);
+
+/* What the store asks, for whoever else in this process asks the same Redis. The store's flush sends for all of them. */
+struct redis *store_redis_connection(struct store_redis *sr);
 
 /* The next read of `id` asks Redis. */
 void store_redis_doubt(struct store_redis *sr, const char *id);

@@ -136,12 +136,12 @@ static struct redis *open_redis(struct coordinator *co, struct err *e)
                                .timeout_ms = cfg->redis_timeout_ms,
                                .wait_replicas = (int)cfg->session_redis_wait_replicas,
                                .client_name = "hyperpage-coordinator",
-                               .scripts = co->scripts,
-                               .script_count = SCRIPTS,
                                .pollset = co->pollset };
     if (!redis_url_parse(cfg->redis_url, &co->url, e)) return NULL;
     o.url = co->url;
-    return redis_open(&o);
+    struct redis *redis = redis_open(&o);
+    redis_add_scripts(redis, co->scripts, SCRIPTS);
+    return redis;
 }
 
 /* What the database may make us wait for, and what we may make others wait for there, is less than a lease. */

@@ -129,8 +129,7 @@ api_handler coordination_show, coordination_send;
 void api_tell_coordination(struct buf *body, const struct coordination *c);
 void api_tell_limits(struct buf *body, const struct coordination *c);
 
-bool api_coordination_open(struct api *api, struct pollset *pollset, struct err *e);
-void api_coordination_flush(struct api *api); /* end of a round */
+bool api_coordination_open(struct api *api, struct err *e);
 void api_coordination_close(struct api *api);
 
 /* api_rate_limit.c */

@@ -12,31 +12,19 @@
 
 /* --- what a worker needs for that --- */
 
-bool api_coordination_open(struct api *api, struct pollset *pollset, struct err *e)
+bool api_coordination_open(struct api *api, struct err *e)
 {
     const struct config *cfg = api->config;
     char pod[POD_NAME_BYTES];
-    struct redis_options o = { .sentinel_password = cfg->redis_sentinel_password,
-                               .timeout_ms = cfg->redis_timeout_ms,
-                               .client_name = "hyperpage-messenger",
-                               .pollset = pollset };
     api->coordination = coordination_open(cfg->run_dir, e);
     if (api->coordination == NULL || !pod_name(cfg, pod, e)) return false;
-    if (cfg->redis_url[0] == '\0' || !cfg->pod_coordination_enabled) return true;
-    if (!redis_url_parse(cfg->redis_url, &o.url, e)) return false;
-    api->redis = redis_open(&o); /* which connects when there is something to send */
-    messenger_init(&api->messenger, api->redis, cfg->pod_channel_prefix, pod, "worker");
+    api->redis = cfg->pod_coordination_enabled ? store_connection(api->store) : NULL;
+    if (api->redis != NULL) messenger_init(&api->messenger, api->redis, cfg->pod_channel_prefix, pod, "worker");
     return true;
-}
-
-void api_coordination_flush(struct api *api)
-{
-    if (api->redis != NULL) redis_flush(api->redis);
 }
 
 void api_coordination_close(struct api *api)
 {
-    redis_close(api->redis);
     coordination_close(api->coordination);
 }
 

@@ -268,7 +268,6 @@ static void serve_rounds(struct worker *w)
             task_run_ready();
             show_in_slot(w);
             store_flush(w->store);
-            api_coordination_flush(&w->api);
             connections_look_at_fresh(&w->connections, true);
         } while (task_any_ready());
     }
@@ -345,7 +344,7 @@ static bool worker_start(struct worker *w, struct err *e)
     metrics_use(w->slot->counter);
     w->store = store_open(cfg, w->pollset, e);
     if (w->store == NULL || !api_init(&w->api, cfg, w->store, w->shared, w->slot, e)) return false;
-    if (!api_coordination_open(&w->api, w->pollset, e)) return false;
+    if (!api_coordination_open(&w->api, e)) return false;
     if (!connections_init(&w->connections, &w->api, w->pollset, e)) return false;
     w->connections.idle = let_go;
     w->api.listen_fd = w->o->listen_fd;

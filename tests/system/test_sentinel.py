@@ -91,6 +91,18 @@ def end(how, watched):
 
 # An ordered failover promotes one replica while the old primary still takes writes and the other confirms them: WAIT
 # has to ask for all replicas then, or some are lost.
+def test_what_a_worker_has_learned_of_sentinels_counts_for_all_that_it_asks(folder, servers):
+    """Messages and the way back from an outage too: REDIS_URL may name a Sentinel that is gone by now."""
+    watched = Watched(folder, servers, replicas=1)
+    pool = make_pool(folder, servers, watched.url(watched.sentinels[:1]), WORKERS=1, ADMIN_TOKEN="admin")
+    create(pool)
+    wait_until(lambda: by_workers(pool, "redis Sentinel found") == 2, "the worker knows of the two others")
+    watched.sentinels[0].stop(signal.SIGKILL)
+    message = {"type": "cache_invalidate", "payload": {"keys": []}}
+    answer = pool.ask("POST", "/api/admin/coordination/messages", message, headers={"Authorization": "Bearer admin"})
+    assert answer.status == 200, answer.body
+
+
 @pytest.mark.parametrize("how, wait_replicas", [("killed", 1), ("paused", 1), ("demoted", 0)])
 def test_a_new_primary_is_followed_under_load(folder, servers, how, wait_replicas):
     watched = Watched(folder, servers, replicas=2)

@@ -15,6 +15,7 @@
 
 static struct redis_server server;
 static struct pollset *pollset;
+static struct redis *redis;
 static struct replay *replay;
 static _Atomic uint64_t counters[METRICS_COUNTERS];
 static char changed_id[64], changed_doc[256]; /* as replay_options.changed was told last */
@@ -29,15 +30,22 @@ static void note_changed(void *ctx, const struct replay_change *change)
 
 static void (*told_of_changes)(void *ctx, const struct replay_change *change) = note_changed;
 
+static void replay_leave(void)
+{
+    replay_close(replay);
+    replay = NULL;
+    redis_close(redis);
+    redis = NULL;
+}
+
 static void replay_reopen(void)
 {
-    struct replay_options o = { .refuge = refuge, .node = "node-1", .changed = told_of_changes };
-    replay_close(replay);
-    snprintf(o.redis.url.servers[0].host, sizeof o.redis.url.servers[0].host, "%s", server.path);
-    o.redis.url.server_count = 1;
-    o.redis.timeout_ms = timeout_ms;
-    o.redis.client_name = "test-replay";
-    o.redis.pollset = pollset;
+    struct redis_options ro = { .timeout_ms = timeout_ms, .client_name = "test-replay", .pollset = pollset };
+    replay_leave();
+    snprintf(ro.url.servers[0].host, sizeof ro.url.servers[0].host, "%s", server.path);
+    ro.url.server_count = 1;
+    redis = redis_open(&ro);
+    struct replay_options o = { .redis = redis, .refuge = refuge, .node = "node-1", .changed = told_of_changes };
     replay = replay_open(&o);
     must(replay != NULL);
 }
@@ -45,8 +53,7 @@ static void replay_reopen(void)
 /* Before a fork: SQLite's files must not be inherited. */
 static void leave_files(void)
 {
-    replay_close(replay);
-    replay = NULL;
+    replay_leave();
     refuge_leave();
 }
 
@@ -64,8 +71,7 @@ static int replay_begin(void **state)
 
 static int replay_end(void **state)
 {
-    replay_close(replay);
-    replay = NULL;
+    replay_leave();
     metrics_use(NULL);
     return refuge_end(state);
 }

@@ -30,6 +30,7 @@ static void open_redis(void)
 {
     err = (struct err){ .kind = ERR_NONE };
     redis = redis_open(&options);
+    redis_add_scripts(redis, &script_get, 1);
 }
 
 /* For a case that wants another one than the scene began with. */
@@ -43,7 +44,7 @@ static void reopen_redis(const struct redis_options *o)
 static void use_server(void)
 {
     options = (struct redis_options){
-        .timeout_ms = 2000, .client_name = "tested", .scripts = &script_get, .script_count = 1, .pollset = pollset
+        .timeout_ms = 2000, .client_name = "tested", .pollset = pollset
     };
     snprintf(options.url.servers[0].host, sizeof options.url.servers[0].host, "%s", server.path);
 }
@@ -631,9 +632,11 @@ static void use_fake_server(int64_t timeout_ms)
     assert_int_equal(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
     assert_int_equal(listen(listener, 16), 0);
     getsockname(listener, (struct sockaddr *)&address, &len);
+    pid_t parent = getpid();
     fake_pid = fork();
     if (fake_pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (getppid() != parent) _exit(1); /* it had died already */
         fake_serve(listener);
     }
     close(listener);
@@ -663,6 +666,7 @@ static void a_late_reply_never_meets_a_later_call(void)
 static void a_deadline_before_the_timeout_gives_the_reply_up_and_keeps_the_connection(void)
 {
     use_fake_server(5000);
+    must_answer("ECHO connected", REDIS_REPLY_STRING, "connected");
     for (int i = 0; i < 3; i++) {
         int64_t began_ms = clock_mono_ms();
         assert_null(call_by(in_ms(20), "HOLD late"));

@@ -6,7 +6,7 @@
 static void round_ends(void)
 {
     store_embedded_ops.flush(embedded);
-    if (replay != NULL) replay_flush(replay);
+    if (redis != NULL) redis_flush(redis);
     if (!task_any_ready()) pollset_wait(pollset, 10);
 }
 
