@@ -116,6 +116,18 @@ struct letter {
     char channel[IDS_TEXT_BYTES];
 };
 
+/* As this node's coordinator calls itself, where one lives: who calls us need not know its POD_NAME, and a job message
+ * is believed of the leader by name. */
+static bool name_of_node(struct ctl *c, char pod[COORDINATION_NAME_BYTES], struct err *e)
+{
+    struct node n;
+    struct coordination_leader l = { .pod = "" };
+    if (node_open(&n, c->config, e) && n.coordinator.pid != 0) coordination_read_leader(n.coordination, &l);
+    node_close(&n);
+    memcpy(pod, l.pod, sizeof l.pod);
+    return pod[0] != '\0' || pod_name(c->config, pod, e);
+}
+
 static enum ctl_exit send_letter(struct ctl *c, const struct letter *l)
 {
     const struct config *cfg = c->config;
@@ -125,11 +137,12 @@ static enum ctl_exit send_letter(struct ctl *c, const struct letter *l)
     struct messenger messenger;
     struct redis *redis = NULL;
     struct err e;
-    char pod[POD_NAME_BYTES], id[IDS_TEXT_BYTES];
+    char pod[COORDINATION_NAME_BYTES], id[IDS_TEXT_BYTES];
     int64_t receivers = 0;
+    _Static_assert(COORDINATION_NAME_BYTES >= POD_NAME_BYTES, "pod_name() writes that much");
     if (cfg->redis_url[0] == '\0' || !cfg->pod_coordination_enabled)
         return ctl_fail(CTL_USAGE, "without REDIS_URL and POD_COORDINATION_ENABLED this node knows no others");
-    bool ok = redis_url_parse(cfg->redis_url, &o.url, &e) && pod_name(cfg, pod, &e);
+    bool ok = redis_url_parse(cfg->redis_url, &o.url, &e) && name_of_node(c, pod, &e);
     if (ok) {
         redis = redis_open(&o);
         messenger_init(&messenger, redis, cfg->pod_channel_prefix, pod, "ctl");

@@ -491,6 +491,14 @@ def test_a_cleanup_is_done_when_it_says_so(redis, two_nodes):
     assert redis.call("TTL", "hyperpage:session:forever") > 0
 
 
+def test_a_node_is_known_by_its_coordinator_s_name_whatever_the_caller_calls_it(redis, two_nodes):
+    leader, _ = two_nodes
+    wait_until(lambda: leader.view()["metrics"]["cleanup_runs_total"] == 1, "the first cleanup of the hour")
+    answer = ctl_with({**leader.env, "POD_NAME": "another-name"}, "cleanup", "--now", "--wait", "--timeout", "20")
+    assert answer.code == OK, answer.err
+    assert "does not come from the leader" not in leader.log()
+
+
 # --- jobs ---
 
 def test_jobs_are_listed_and_a_cleanup_becomes_one(folder, servers, redis):
