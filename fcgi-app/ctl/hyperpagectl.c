@@ -15,7 +15,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define TIMEOUT_S 60
+#define TIMEOUT_S    60
+#define MACHINE_FILE "/etc/hyperpage/hyperpage.conf" /* that the units name */
 
 extern char **environ;
 
@@ -151,7 +152,8 @@ static int help(void)
     buf_puts(
         &out,
         "\nLooks at and steers the session service of this node, over RUN_DIR, STATE_DIR and its stores. It takes\n"
-        "the options that hyperpage-fcgi has, from the same places: give it the same file or environment.\n"
+        "the options that hyperpage-fcgi has, from the same places: give it the same file or environment. Where it is\n"
+        "given neither --config nor RUN_DIR, it takes " MACHINE_FILE ", if there is one.\n"
         "--json prints one JSON object. --timeout is 60 seconds unless given; store export, store import and\n"
         "migrate then take the time they need. As root it acts as the owner of RUN_DIR.\n\n"
         "With --url it asks a node over HTTP: its web server's http://HOST[:PORT]/ or https://HOST[:PORT]/, whose\n"
@@ -193,7 +195,7 @@ static bool take_flag(struct ctl *c, char **argv, int *at, bool *good)
 static bool read_call(struct ctl *c, int argc, char **argv, const char *words[], size_t *count)
 {
     bool good = true, only_words = false;
-    c->argv = mem_alloc(((size_t)argc + 3) * sizeof *c->argv);
+    c->argv = mem_alloc(((size_t)argc + 5) * sizeof *c->argv);
     c->argv[c->argc++] = argv[0];
     for (int i = 1; i < argc; i++) {
         if (!only_words && strcmp(argv[i], "--") == 0) {
@@ -213,6 +215,25 @@ static bool read_call(struct ctl *c, int argc, char **argv, const char *words[],
         c->argv[c->argc++] = (char *)c->flag[CTL_TOKEN_FILE];
     }
     return true;
+}
+
+static bool has_option(const struct ctl *c, const char *name)
+{
+    size_t n = strlen(name);
+    for (int i = 1; i < c->argc; i++)
+        if (strncmp(c->argv[i], name, n) == 0 && (c->argv[i][n] == '\0' || c->argv[i][n] == '=')) return true;
+    return false;
+}
+
+/* Who names neither a file nor a RUN_DIR means the node that this machine has. Not with --url: what that one's
+ * administrators have as a token is not for others to see. */
+static void add_machine_file(struct ctl *c)
+{
+    if (c->flag[CTL_URL] != NULL || getenv("RUN_DIR") != NULL || has_option(c, "--config") ||
+        has_option(c, "--run-dir") || access(MACHINE_FILE, F_OK) != 0)
+        return;
+    c->argv[c->argc++] = "--config";
+    c->argv[c->argc++] = MACHINE_FILE;
 }
 
 /* A command's name is one word or two. */
@@ -300,7 +321,10 @@ int main(int argc, char **argv)
         if (strcmp(argv[i], "--version") == 0) return puts("hyperpagectl " HYPERPAGE_VERSION) < 0;
     }
     if (read_call(&c, argc, argv, words, &count)) cmd = find_command(&c, words, count);
-    if (cmd != NULL && check_flags(&c, cmd)) code = run(&c, cmd);
+    if (cmd != NULL && check_flags(&c, cmd)) {
+        add_machine_file(&c);
+        code = run(&c, cmd);
+    }
     config_free(c.config);
     free(c.argv);
     return (int)code;

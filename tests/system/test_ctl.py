@@ -540,6 +540,31 @@ def test_options_are_shown_without_secrets_and_checked_as_the_programs_do(folder
         assert answer.code == USAGE and len(answer.err.splitlines()) == 1, wrong
 
 
+def on_a_machine_with(conf, *words, **env):
+    """The tool where this file is /etc/hyperpage/hyperpage.conf."""
+    script = 'mount -t tmpfs none /etc && install -D -m 644 "$1" /etc/hyperpage/hyperpage.conf && shift && exec "$@"'
+    return Answer(subprocess.run(["unshare", "--mount", "sh", "-c", script, "sh", conf, CTL, *map(str, words)], text=True,
+                                 capture_output=True, check=False, env={"PATH": os.environ["PATH"], **env}))
+
+
+def test_the_machine_s_file_is_taken_where_nobody_names_a_node(folder):
+    if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/etc"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounts of one's own are not permitted here")
+    conf, other = folder / "hyperpage.conf", folder / "other.conf"
+    conf.write_text("WORKERS=3\nLOG_LEVEL=warn\nADMIN_TOKEN=the-machine-s\n")
+    other.write_text("WORKERS=4\n")
+    shown = on_a_machine_with(conf, "config", "show", LOG_LEVEL="debug")
+    assert shown.code == OK, shown.err
+    assert "\nWORKERS=3\n" in shown.out and "\nLOG_LEVEL=debug\n" in shown.out, "and the environment comes after it"
+    for words, env in ((["--config", other], {}), (["--run-dir", folder], {}), ([f"--run-dir={folder}"], {}), ([], {"RUN_DIR": str(folder)})):
+        assert "\nWORKERS=3\n" not in on_a_machine_with(conf, "config", "show", *words, **env).out, words
+    far = on_a_machine_with(conf, "sessions", "list", "ann", "--url", "http://127.0.0.1:1/")
+    assert far.code == USAGE and "needs an administrator's token" in far.err, "its token is not for others"
+    conf.write_text("WORKERS=many\n")
+    wrong = on_a_machine_with(conf, "status")
+    assert wrong.code == USAGE and "WORKERS=many" in wrong.err
+
+
 # --- bash ---
 
 def completions(*words):
