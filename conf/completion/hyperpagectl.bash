@@ -1,5 +1,11 @@
+# shellcheck shell=bash
 # hyperpagectl.bash: completes hyperpagectl's commands and options in bash, from what its --help says, so that it knows
 # neither more nor less. For /usr/share/bash-completion/completions/hyperpagectl, or to be sourced.
+
+# What --help calls an option without a value.
+_hyperpagectl_flags() {
+    "$1" --help 2> /dev/null | grep -o '\[--[a-z-]*\]' | tr -d '[]'
+}
 
 # The lines of --help that are commands: name, words and [options].
 _hyperpagectl_commands() {
@@ -8,7 +14,7 @@ _hyperpagectl_commands() {
 
 _hyperpagectl() {
     local program=${COMP_WORDS[0]} cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
-    local said="" line word i
+    local said="" line word flags i
     COMPREPLY=()
     case $prev in
         --config | --token-file | --cacert) mapfile -t COMPREPLY < <(compgen -f -- "$cur") && return ;;
@@ -17,15 +23,22 @@ _hyperpagectl() {
         --priority) mapfile -t COMPREPLY < <(compgen -W "low normal high" -- "$cur") && return ;;
         --timeout | --pod | --url) return ;;
     esac
+    flags=$'\n'$(_hyperpagectl_flags "$program")$'\n'
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case $word in
-            --json | --wait | --now | --rolling | --step-down | --dry-run | --overwrite | --apply | --*=*) ;;
-            --*) i=$((i + 1)) ;; # and its value
+            --*=*) ;;
+            --*) [[ $flags == *$'\n'$word$'\n'* ]] || i=$((i + 1)) ;; # and its value
             *) said+="$word " ;;
         esac
     done
     local words=""
+    if [[ $cur != -* ]]; then
+        case $said in
+            "jobs ") words="pending running completed failed cancelled timeout" ;;
+            "send ") words="cache_invalidate rate_limit_sync job_coordination broadcast" ;;
+        esac
+    fi
     if [[ $cur == -* ]]; then words="--json --timeout --config --run-dir --state-dir --url --token-file --cacert --help --version"; fi
     while read -r line; do
         if [[ $cur == -* && -n $said && "$line " == "$said"* ]]; then

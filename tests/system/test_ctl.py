@@ -587,6 +587,12 @@ def test_bash_completes_commands_and_their_options(folder):
     assert "--rolling" not in completions("reload", "--")
     assert completions("send", "--priority", "") == ["low", "normal", "high"]
     assert completions("scale", "") == []
+    assert completions("jobs", "--json", "") == ["cancelled", "completed", "failed", "pending", "running", "timeout"]
+    assert completions("send", "--pod", "a", "b") == ["broadcast"] and completions("send", "broadcast", "") == []
+    for flag in set(re.findall(r"\[(--[a-z-]+)\]", help_text)):
+        assert completions(flag, "sc") == ["scale"], flag
+    for name in completions("jobs", ""):
+        assert ctl_with({**os.environ, "RUN_DIR": str(folder), "DATABASE_URL": ""}, "jobs", name).err.endswith("there are no jobs\n")
     (folder / "a.conf").touch()
     for words in (["status", "--config"], ["status", "--token-file"], ["store", "import"]):
         assert completions(*words, f"{folder}/a") == [f"{folder}/a.conf"]
