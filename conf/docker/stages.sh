@@ -7,13 +7,17 @@ set -eu
 
 export DEBIAN_FRONTEND=noninteractive
 
-# Which version an image holds does not depend on the day it is made; its security updates do come in.
-pinned='lighttpd=1.4.69-*'
+# What is named is pinned: which versions an image holds does not depend on the day it is made, and another Debian is an
+# error here, not a surprise later. Security updates do come in, as Debian makes them, within a version.
+tools='make=4.3-*'
+pinned='lighttpd=1.4.69-* libfcgi0ldbl=2.4.2-* libhiredis0.14=0.14.1-* libjson-c5=0.16-* libev4=1:4.33-* libsqlite3-0=3.40.1-*
+        libpq5=15.* libuuid1=2.38.1-* libcurl4=7.88.1-*'
 
 case ${1:-} in
     build)
         apt-get update -q
-        apt-get install -y -q --no-install-recommends make
+        # shellcheck disable=SC2086  # packages are words
+        apt-get install -y -q --no-install-recommends $tools
         make deb BUILD=build/image
         mkdir -p build/package
         mv build/image/hyperpage_*.deb build/package/

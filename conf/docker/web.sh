@@ -1,6 +1,7 @@
 #!/bin/bash
 # web.sh: lighttpd before all replicas of the pool. It looks up which addresses POOLS=NAME:PORT has when it reads its
-# configuration, so it is told to read that again when they have changed, which loses no request.
+# configuration, so it is told to read that again when they have changed, which loses no request. While the name has no
+# address it keeps those that it had, and answers 503.
 #
 #   web.sh [CONFIGURATION]
 #
@@ -11,7 +12,7 @@ addresses() { getent ahostsv4 "${POOLS%:*}" | sed -n 's/ .*STREAM.*//p' | sort -
 
 listens() { (exec 3<> "/dev/tcp/127.0.0.1/${PORT:-8080}") 2> /dev/null; }
 
-known=$(addresses)
+until known=$(addresses) && [[ -n $known ]]; do sleep 1; done
 lighttpd -D -f "${1:-/etc/hyperpage/lighttpd.conf}" &
 web=$!
 leaving=
@@ -25,7 +26,7 @@ while kill -0 "$web" 2> /dev/null; do
         # A signal that comes while lighttpd reads its configuration is lost: then it still listens. A second one that is
         # heard cuts requests off.
         if listens; then kill -INT "$web" || true; fi
-    elif now=$(addresses) && [[ $now != "$known" ]]; then
+    elif now=$(addresses) && [[ -n $now && $now != "$known" ]]; then
         known=$now
         kill -USR1 "$web" || true
     fi

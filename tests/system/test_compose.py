@@ -13,7 +13,7 @@ import yaml  # docker-compose brings it
 
 import fcgi
 from load import Load, failures
-from servers import BUILD, REPO, Redis, Server, accepts, ask, free_port, metric, wait_until
+from servers import BUILD, REPO, Redis, Server, accepts, alive, ask, children, free_port, metric, wait_until
 
 KINDS = ["prod", "staging"]
 PORTS = {"prod": 8080, "staging": 8090}
@@ -82,17 +82,48 @@ def test_the_environment_holds_options_that_exist(composed):
             assert {key.removesuffix("_FILE") for key in service["environment"]} <= known | {"STATES"}, name
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["as it comes", "another one"])
+def test_a_file_holds_the_nodes_options(folder, kind, own):
+    """What it says reaches pool and coordinator, and nothing that the services need is changed by it."""
+    path = REPO / f"conf/docker/{kind}.env"
+    if own:
+        path = folder / "options"
+        path.write_text("# ours\nWORKERS=7\nLISTEN=127.0.0.1:1\n")
+    shown = subprocess.run([BUILD / "hyperpagectl", "config", "show", "--config", path], env={"RUN_DIR": str(folder), "LOG_LEVEL": "warn"},
+                           capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    options = {**os.environ, "SECRETS": "/secrets", **({"OPTIONS": str(path)} if own else {})}
+    done = subprocess.run(["docker-compose", "--file", REPO / f"docker-compose.{kind}.yml", "config"], text=True, capture_output=True,
+                          check=True, env=options)
+    services = yaml.safe_load(done.stdout)["services"]
+    given = [services[name]["environment"].get("WORKERS" if own else "LOG_LEVEL") for name in ("workers", "coordinator", "web")]
+    assert given == (["7", "7", None] if own else [{"prod": "info", "staging": "debug"}[kind]] * 2 + [None])
+    assert services["workers"]["environment"]["LISTEN"] == "0.0.0.0:9000"
+
+
 def test_workers_may_be_many(composed):
     """Of what a node has to itself nothing may be shared: its run folder, its name, its port on this machine."""
     web, workers = composed["services"]["web"], composed["services"]["workers"]
     assert any(place.startswith("/run/hyperpage:") for place in workers["tmpfs"])
     assert [volume.split(":")[1] for volume in workers["volumes"]] == [workers["environment"]["STATES"]]
+    assert workers["environment"]["STATE_DIR"].startswith("/run/hyperpage/")
     assert not {"ports", "container_name", "hostname", "pid"} & workers.keys() and "volumes" not in web
     name, port = web["environment"]["POOLS"].split(":")
     assert name in composed["services"] and workers["environment"]["LISTEN"].endswith(f":{port}")
     assert set(web["networks"]) & set(workers["networks"]) == {"pool"}
     assert [n for n, service in composed["services"].items() if "pool" in service.get("networks", ())] == ["web", "workers"]
     assert "postgres" not in web["networks"] and composed["services"]["coordinator"]["environment"]["POD_NAME"] != workers["environment"]["POD_NAME"]
+
+
+def test_the_image_has_the_version_s_name_unless_told_otherwise(kind, composed):
+    version = re.search(r"^VERSION := (\S+)", (REPO / "Makefile").read_text(), re.M)[1]
+    ours = ("web", "workers", "coordinator")
+    assert {composed["services"][name]["image"] for name in ours} == {f"hyperpage:{version}"}
+    assert f"-t hyperpage:{version} " in (REPO / "conf/docker/Dockerfile").read_text()
+    done = subprocess.run(["docker-compose", "--file", REPO / f"docker-compose.{kind}.yml", "config"], text=True, capture_output=True,
+                          check=True, env={**os.environ, "SECRETS": "/secrets", "IMAGE": "hyperpage:next"})
+    services = yaml.safe_load(done.stdout)["services"]
+    assert {name: service["image"] for name, service in services.items() if name in ours} == dict.fromkeys(ours, "hyperpage:next")
 
 
 def test_health_is_what_hyperpagectl_says(composed):
@@ -142,7 +173,7 @@ class Composition:
                            ("database-url", f"postgresql://nobody@127.0.0.1:{free_port()}/none")):
             (folder / "secrets" / name).write_text(text + "\n")
         names = folder / "bin/getent"
-        names.write_text(f'#!/bin/sh\n[ "$2" = workers ] && sed "s/$/ STREAM workers/" {folder}/names\n')
+        names.write_text(f'#!/bin/sh\n[ "$2" = workers ] && sed "s/$/ STREAM workers/" {folder}/names\n[ -s {folder}/names ] || touch {folder}/asked\n')
         names.chmod(0o755)
 
     def environment(self, name, **changed):
@@ -171,7 +202,7 @@ class Node(Server):
         self.run_dir.mkdir()
         self.address = (self.host, composition.port)
         super().__init__(composition.folder, f"workers_{number}", composition.services["workers"]["command"], composition.environment(
-            "workers", RUN_DIR=str(self.run_dir), LISTEN=f"{self.host}:{composition.port}", REDIS_TIMEOUT_MS="1000", SESSION_CACHE_BYTES=str(1 << 20),
+            "workers", RUN_DIR=str(self.run_dir), STATE_DIR=str(self.run_dir / "state"), LISTEN=f"{self.host}:{composition.port}", REDIS_TIMEOUT_MS="1000", SESSION_CACHE_BYTES=str(1 << 20),
             LEADER_ELECTION_TIMEOUT="2000", LEADER_HEARTBEAT_INTERVAL="500"))
 
     def launch(self):
@@ -187,6 +218,20 @@ class Node(Server):
         """The container is gone, with all that runs in it."""
         os.killpg(self.pid, signal.SIGKILL)
         self.process.wait()
+
+    def tell(self, *words):
+        """The operator's tool, as `docker-compose exec` runs it: with the container's environment, not with node.sh's."""
+        return subprocess.run([BUILD / "hyperpagectl", *words, "--json"], env=self.env, capture_output=True, text=True, check=False, timeout=90)
+
+    def call(self, *words):
+        done = self.tell(*words)
+        assert done.returncode == 0, (words, done.stderr)
+        return json.loads(done.stdout)
+
+    def leads(self):
+        """Once all know of each other; before that the tool may have nothing to say."""
+        pods, leader = self.tell("pods"), self.tell("leader")
+        return pods.returncode == leader.returncode == 0 and len(json.loads(pods.stdout)["pods"]) == 2 and json.loads(leader.stdout)["isLeader"]
 
     def ask(self, method, uri, body=b"", **more):
         return fcgi.ask(self.address, method, uri, body, **more)
@@ -250,7 +295,7 @@ def test_a_node_that_leaves_dies_or_comes_costs_what_it_has_in_hand(composition,
     load = composition.servers.enter_context(Load(web.port, 24, kept=False))
     wait_until(lambda: min(n.answered() for n in nodes) > 20, "both serve")
 
-    nodes[0].stop()  # TERM: as docker stop
+    assert nodes[0].stop() == 0  # TERM: as docker stop
     then = nodes[1].answered()
     wait_until(lambda: nodes[1].answered() > then + 100, "the other one serves all")
     nodes[0].start()
@@ -270,3 +315,68 @@ def test_a_node_that_leaves_dies_or_comes_costs_what_it_has_in_hand(composition,
     assert figures["refused"] == 0 and figures["failed"] <= 24, figures["first_failures"]
     for session, (acknowledged, sent) in figures["sessions"].items():
         assert acknowledged <= json.loads(redis.call("GET", f"hyperpage:session:{session}")).get("n", 0) <= sent
+
+
+def test_while_no_node_is_there_the_web_server_says_so_and_waits(composition):
+    node = composition.node(0)
+    web = composition.web()
+    node.stop()
+    composition.there.remove(node)
+    composition.tell_names()
+    for _ in range(2):  # what came of the first time is over at the second
+        (composition.folder / "asked").unlink(missing_ok=True)
+        wait_until((composition.folder / "asked").exists, "it has asked for the name since")
+    refused = web.ask(CLIENTS[0], "GET", "/api/sessions")
+    assert refused.status == 503 and refused.json["error"]["code"] == "SERVICE_UNAVAILABLE"
+    another = composition.node(1)
+    wait_until(lambda: web.ask(CLIENTS[0], "GET", "/api/sessions").status == 200, "it has found the new one")
+    assert another.answered() > 0 and web.process.poll() is None
+
+
+def test_who_is_called_into_a_container_finds_its_node(composition):
+    """The second one, whose number only node.sh knows."""
+    nodes = [composition.node(n) for n in range(2)]
+    leads = wait_until(lambda: next((n for n in nodes if n.leads()), None), "one leads")
+    if leads is nodes[0]:
+        assert leads.call("leader", "--step-down", "--wait")["leaderId"] == "prod-2"
+        leads = nodes[1]
+    leads.call("cleanup", "--now")
+    wait_until(lambda: "job that a message asked for cannot be added" in leads.log(), "it is believed; there is no PostgreSQL here")
+    states = composition.folder / "states"
+    assert {n.call("store", "check")["embedded"]["status"] for n in nodes} == {"up"}
+    assert sorted(path.name for path in states.iterdir()) == ["1", "2"], "nothing is made beside the nodes' own folders"
+
+
+@pytest.mark.parametrize("with_coordinator", [True, False], ids=["whole", "without its coordinator"])
+def test_a_container_ends_when_its_pool_has_and_not_sooner(composition, with_coordinator):
+    """What still runs when the first process of a container ends is killed by the engine."""
+    node = composition.node(0)
+    status = node.call("status")
+    pids = [status["pool"]["pid"], *(worker["pid"] for worker in status["workers"])]
+    node.signal(signal.SIGHUP)
+    wait_until(lambda: not {worker["pid"] for worker in node.call("status")["workers"]} & set(pids), "the workers are new ones")
+    assert node.process.poll() is None
+    wait_until(lambda: "options read again" in node.log(), "the coordinator has heard it, too")
+    if not with_coordinator:
+        wait_until(lambda: node.call("status")["coordinator"]["running"], "it is there again")
+        os.kill(node.call("status")["coordinator"]["pid"], signal.SIGKILL)
+        wait_until(lambda: "another one follows" in node.log(), "its end is noticed")
+    running = children(node.pid)
+    assert node.stop() == 0
+    assert [pid for pid in running if alive(pid)] == []
+
+
+def test_a_pool_that_is_restarted_in_its_container_costs_nothing(composition):
+    node = composition.node(0)
+    web = composition.web()
+    before = node.call("status")["pool"]["pid"]
+    with Load(web.port, 8, kept=False) as load:
+        after = node.call("restart", "--wait")["pid"]
+        wait_until(lambda: not alive(before), "the first one has left")
+        assert after != before and node.process.poll() is None
+        assert node.call("restart", "--wait")["pid"] not in (before, after)
+        wait_until(lambda: not alive(after), "so has the second one")
+        figures = load.stop()
+    assert failures(figures) == (0, 0), figures["first_failures"]
+    last = node.call("status")["pool"]["pid"]
+    assert node.stop() == 0 and not alive(last)
