@@ -128,6 +128,7 @@ start pool "$BUILD/hyperpage-fcgi" &&
 
 while wait -n -p pid; code=$?; [[ ${name[$pid]} == pool && $code == 0 ]] && find_master; do
     # A new binary has taken over: a child of ours ends when it does.
+    # shellcheck disable=SC2016  # it is for that bash
     start pool bash -c 'while kill -0 "$1" 2> /dev/null; do sleep 0.1; done' follow "$master"
 done
 echo "run: ${name[$pid]} ended with code $code" >&2

@@ -5,7 +5,8 @@
 #   conf/ops/failover-drill.sh URL SENTINEL_HOST SENTINEL_PORT PRIMARY
 #
 # URL is the service's (http://localhost:8080), PRIMARY the name that the Sentinels know. REDISCLI_AUTH in the
-# environment is the Sentinels' password, SETTLE_S (10) how long it goes on writing after the change.
+# environment is the Sentinels' password, SETTLE_S (10) how long it goes on writing after the change. Ctrl-C ends it, too;
+# the session is deleted in any case.
 #
 # Exit code 0: what was acknowledged last is there. 1: it is not, or writes did not succeed again. 2: wrong arguments.
 # 3: the drill could not begin.
@@ -39,6 +40,8 @@ before=$(sentinel GET-MASTER-ADDR-BY-NAME | tr '\n' ' ')
 [[ -n $before && $before != *[Ee]rr* ]] || fail 3 "the Sentinel does not know $primary"
 id=$(curl --silent --max-time 10 "$url/api/sessions" | sed -n 's/.*"sessionId":"\([^"]*\)".*/\1/p')
 [[ -n $id ]] || fail 3 "$url makes no session"
+trap 'curl --silent --max-time 10 --retry 5 --output /dev/null --request DELETE "$url/api/sessions/$id"' EXIT
+trap 'exit 1' INT TERM HUP
 write 0 || fail 3 "$url takes no write"
 
 [[ $(sentinel FAILOVER) == OK ]] || fail 3 "the Sentinel refuses: is there a replica in step?"
@@ -56,7 +59,6 @@ until [[ -n $changed ]] && (($(now_ms) > changed + SETTLE_S * 1000)); do
     (($(now_ms) < start + 120000)) || fail 1 "no other primary after 120 s"
 done
 kept=$(curl --silent --max-time 10 "$url/api/sessions/$id" | field drill)
-curl --silent --max-time 10 --output /dev/null --request DELETE "$url/api/sessions/$id"
 
 echo "failover-drill: primary ${before}-> $(sentinel GET-MASTER-ADDR-BY-NAME | tr '\n' ' ')after $((changed - start)) ms;" \
     "$n writes, $refused refused, $worst ms between two that were acknowledged"

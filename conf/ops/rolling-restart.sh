@@ -27,9 +27,9 @@ ready() { # NODE
 }
 
 await() { # NODE: until it serves, TIMEOUT_S at most
-    local end=$((SECONDS + TIMEOUT_S))
+    local end_us=$((${EPOCHREALTIME/[.,]/} + TIMEOUT_S * 1000000)) # SECONDS would take up to one away
     until ready "$1"; do
-        ((SECONDS < end)) || return 1
+        ((${EPOCHREALTIME/[.,]/} < end_us)) || return 1
         sleep 0.2
     done
 }
@@ -42,7 +42,7 @@ for node in "$@"; do
 done
 for node in "$@"; do
     echo "rolling-restart: $verb of $node"
-    if ! $RUN "$node" systemctl "$verb" hyperpage-fcgi.service || ! await "$node"; then
+    if ! $RUN "$node" systemctl "$verb" hyperpage-fcgi.service < /dev/null || ! await "$node"; then
         echo "rolling-restart: $node did not come back within $TIMEOUT_S s, the rest was left alone" >&2
         exit 1
     fi

@@ -14,13 +14,22 @@ from load import Load, failures
 
 UNITS = ["hyperpage-fcgi.socket", "hyperpage-fcgi.service", "hyperpage-coordinator.service"]
 MAN = BUILD / "man"
+CONF = "etc/hyperpage/hyperpage.conf"
+FIRST, NEXT = "1.0", "1.1"
 
 
 def package(folder, version):
-    """The package from the programs that are built already, under another version."""
+    """The package from the programs that are built already, under another version; in a later one than the first another
+    line stands in the configuration."""
     run("make", "-s", "-C", REPO, "all", f"BUILD={BUILD}")
     out = run(REPO / "conf/debian/build.sh", BUILD, *programs(), cwd=REPO, env={**os.environ, "VERSION": version, "MAN": str(MAN)})
-    return pathlib.Path(out.strip()).rename(folder / f"hyperpage_{version}.deb")
+    file = pathlib.Path(out.strip()).rename(folder / f"hyperpage_{version}.deb")
+    if version != FIRST:
+        run("dpkg-deb", "--raw-extract", file, folder / version)
+        with (folder / version / CONF).open("a") as conf:
+            conf.write(f"# of version {version}\n")
+        run("dpkg-deb", "--root-owner-group", "--build", folder / version, file)
+    return file
 
 
 def programs():
@@ -34,7 +43,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def packages(place):
-    return [package(place, version) for version in ("1.0", "1.1")]
+    return [package(place, version) for version in (FIRST, NEXT)]
 
 
 class Host(Machine):
@@ -64,7 +73,8 @@ class Host(Machine):
         return [pid for pid in children(self.init) if name_of(pid).startswith(("fcgi-", "hyperpage-fcgi"))]
 
     def change_to(self, file):
-        self.call("dpkg", "--install", f"/root/{file.name}")
+        """A configuration that was changed on both sides stays, and nobody is asked."""
+        self.call("dpkg", "--force-confold", "--install", f"/root/{file.name}")
 
     def answers(self):
         return ask(self.port, "GET", "/api/sessions").status == 200
@@ -103,6 +113,8 @@ def test_systemd_has_nothing_to_say_about_the_units(host):
 @pytest.mark.parametrize("version", [1, 0], ids=["upgrade", "roll back"])
 def test_another_version_takes_over_without_a_failed_request(host, packages, version):
     before, coordinator = host.master(), host.show("hyperpage-coordinator.service", "MainPID")
+    ours = (host.root / CONF).read_text().replace("#LOG_LEVEL=info", "LOG_LEVEL=info")
+    (host.root / CONF).write_text(ours)
     with Load(host.port, 16) as load:
         host.change_to(packages[version])
         wait_until(lambda: host.master() != before, "systemd knows the new master")
@@ -112,6 +124,10 @@ def test_another_version_takes_over_without_a_failed_request(host, packages, ver
     assert figures["requests"] > 100
     assert host.call("readlink", f"/proc/{host.master()}/exe").strip() == "/usr/bin/hyperpage-fcgi"
     assert host.show("hyperpage-coordinator.service", "MainPID") not in ("0", coordinator)
+    assert (host.root / CONF).read_text() == ours and "\nLOG_LEVEL=info\n" in ours
+    theirs = (host.root / f"{CONF}.dpkg-dist").read_text()
+    assert (f"# of version {NEXT}\n" in theirs) == (packages[version].name == f"hyperpage_{NEXT}.deb")
+    assert oct((host.root / CONF).stat().st_mode & 0o777) == "0o640"
 
 
 @pytest.mark.parametrize("verb", ["reload", "restart"])
@@ -138,7 +154,7 @@ def test_a_killed_master_is_followed_by_another_one(host):
 
 def test_a_drained_pool_stays_down_until_it_is_started(host):
     with Load(host.port, 16):  # whose connections would start it again
-        host.call("hyperpagectl", "drain", "--wait", "--config", "/etc/hyperpage/hyperpage.conf")
+        host.call("hyperpagectl", "drain", "--wait")
         for unit in ("hyperpage-fcgi.socket", "hyperpage-fcgi.service"):
             wait_until(lambda unit=unit: host.show(unit, "ActiveState") == "inactive", f"{unit} is inactive")
         assert ask(host.port, "GET", "/api/sessions").status == 503

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from servers import REPO, Front, Pool
+from servers import REPO, Front, Pool, wait_until
 from test_sentinel import SENTINEL_PASSWORD, Watched, make_pool
 
 
@@ -78,8 +78,15 @@ class Drill:
         self.front = servers.enter_context(Front(folder, "lighttpd", f"unix:{self.pool.address}"))
 
     def run(self, primary="main"):
-        return script("failover-drill.sh", f"http://127.0.0.1:{self.front.port}", "127.0.0.1", self.watched.sentinels[0].port,
-                      primary, REDISCLI_AUTH=SENTINEL_PASSWORD, SETTLE_S=2)
+        return script("failover-drill.sh", *self.arguments(primary), REDISCLI_AUTH=SENTINEL_PASSWORD, SETTLE_S=2)
+
+    def arguments(self, primary="main"):
+        return f"http://127.0.0.1:{self.front.port}", "127.0.0.1", self.watched.sentinels[0].port, primary
+
+    def sessions(self):
+        with self.watched.primary().connection() as redis:
+            redis.call("SELECT", 1)
+            return redis.call("KEYS", "hyperpage:session:*")
 
 
 @pytest.fixture
@@ -94,6 +101,21 @@ def test_a_drill_moves_the_primary_and_says_what_it_cost(drill):
     said = re.search(r"127.0.0.1 (\d+) -> 127.0.0.1 (\d+) after \d+ ms; (\d+) writes", done.stdout)
     assert said and int(said[1]) == before and int(said[2]) != before and int(said[3]) > 10, done.stdout
     assert drill.watched.primary().port == int(said[2])
+    wait_until(lambda: drill.sessions() == [], "it takes its session away")
+
+
+def test_a_drill_that_is_ended_takes_its_session_away(drill):
+    started = subprocess.Popen([REPO / "conf/ops/failover-drill.sh", *map(str, drill.arguments())], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, env={**os.environ, "REDISCLI_AUTH": SENTINEL_PASSWORD, "SETTLE_S": "600"})
+    try:
+        before = drill.watched.primary().port
+        wait_until(lambda: drill.watched.primary().port != before and drill.sessions(), "it writes to the new primary")
+        started.terminate()
+        assert started.wait(timeout=20) == 1
+    finally:
+        started.kill()
+        started.wait()
+    wait_until(lambda: drill.sessions() == [], "it is gone")  # from a refuge a moment later
 
 
 def test_a_drill_that_cannot_begin_changes_nothing(drill):
