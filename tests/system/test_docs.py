@@ -175,10 +175,11 @@ def names_in_source():
 
 @functools.cache
 def other_names():
-    """Names in capitals that are no options: variables of the Makefile and of `make run`, error codes, and..."""
+    """Names in capitals that are no options: variables of the Makefile, of `make run` and the balancer, error codes, and..."""
     makefile = (REPO / "Makefile").read_text() + (REPO / "conf/run.sh").read_text()
     return (set(re.findall(r"^(?:export )?([A-Z][A-Z_]+)\b ?[?:]?=", makefile, re.M)) | set(re.findall(r"\$\(([A-Z_]+)\)", makefile))
             | set(openapi.document()["x-error-codes"])
+            | set(re.findall(r"\bdefined\((\w+)\)", (REPO / "conf/balancer.conf").read_text()))
             | {f"{name}_FILE" for name, secret in options().items() if secret}
             | OF_OTHERS)
 

@@ -5,8 +5,11 @@ The scenes follow each other in one place, each leaves it whole, but the last. H
 prints a table (`make hosts`)."""
 
 import contextlib
+import http.client
 import os
 import pathlib
+import pwd
+import re
 import subprocess
 import tempfile
 import time
@@ -18,7 +21,7 @@ import pytest
 
 import network
 from ledger import Ledger
-from servers import REPO, Server, free_port, metric, wait_until
+from servers import REPO, Reply, Server, free_port, metric, wait_until
 from test_outage import dirty, stored
 from topology import Balancer, Place
 
@@ -43,6 +46,22 @@ def place(whole_place):
     Server.started[:] = whole_place.servers()
     wait_until(whole_place.is_whole, "all serve, and the balancer knows it", 10)
     return whole_place
+
+
+STRANGER = "203.0.113.7"
+
+
+@pytest.fixture
+def stranger(place):
+    """Asks the balancer from an address that belongs to no private network."""
+    def ask_from_there(method, path):
+        with contextlib.closing(http.client.HTTPConnection(place.balancer.host, place.balancer.port, 10, (STRANGER, 0))) as c:
+            c.request(method, path)
+            return Reply(c.getresponse())
+
+    place.client.ip(f"address replace {STRANGER}/32 dev front")
+    place.balancer_host.ip(f"route replace {STRANGER}/32 dev front")
+    return ask_from_there
 
 
 # --- what happens: each returns when it is over ---
@@ -210,11 +229,39 @@ def asked_for_sessions(place):
     return [metric(node.pool, "requests_total", endpoint="/api/sessions.*") for node in place.nodes]
 
 
+@pytest.mark.parametrize("path", ["/api/metrics", "/api/status", "/api/coordination", "/status", "/status/", "/api//metrics", "//api/metrics",
+                                  "/api/%6detrics", "/api/%2e/metrics", "/api/sessions/../metrics", "/api/sessions/%2E%2e%2Fmetrics",
+                                  "/api/metrics/", "/api/status%3Fa"])
+def test_the_inside_is_told_to_private_networks_only(place, stranger, path):
+    """Through the balancer, as the nodes' web servers do it for who comes to them directly."""
+    refused = stranger("GET", path)
+    assert refused.status == 403 and refused.json["error"]["code"] == "FORBIDDEN" and refused.headers["Cache-Control"] == "no-store"
+    assert place.balancer.ask("GET", path).status != 403
+
+
+def test_a_stranger_is_served_all_else(stranger):
+    made = stranger("GET", "/api/sessions")
+    assert made.json["session"]["metadata"]["ipAddress"] == STRANGER
+    for path in (f"/api/sessions/{made.json['sessionId']}", "/api/health", "/api/health/live"):
+        assert stranger("GET", path).status == 200
+    assert stranger("GET", "/api/sessions/.hidden..id").status == 401
+
+
 def test_without_a_node_the_balancer_says_so_as_the_service_would(folder, servers):
     nobody = SimpleNamespace(front=SimpleNamespace(host=Server.host, port=1))
     answer = servers.enter_context(Balancer(folder, [nobody] * 3, Server.host, free_port())).ask("GET", "/api/sessions/x")
     assert answer.status == 503 and answer.headers["Retry-After"] == "1"
     assert answer.json["error"]["code"] == "SERVICE_UNAVAILABLE"
+
+
+def test_a_balancer_that_root_has_started_is_somebody_else_s(folder, servers):
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    nobody = SimpleNamespace(front=SimpleNamespace(host=Server.host, port=1))
+    balancer = servers.enter_context(Balancer(folder, [nobody] * 3, Server.host, free_port(), RUN_AS="haproxy"))
+    ids = re.findall(r"^[UG]id:((?:\t\d+)+)$", pathlib.Path(f"/proc/{balancer.pid}/status").read_text(), re.M)
+    haproxy = pwd.getpwnam("haproxy")
+    assert [set(line.split()) for line in ids] == [{str(haproxy.pw_uid)}, {str(haproxy.pw_gid)}]
 
 
 @pytest.mark.parametrize("name", SCENES)

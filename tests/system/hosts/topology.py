@@ -33,11 +33,11 @@ def back_address(n):
 class Balancer(Server):
     """HAProxy before `nodes`."""
 
-    def __init__(self, folder, nodes, host, port=8080):
+    def __init__(self, folder, nodes, host, port=8080, **options):
         self.host, self.port, self.url = host, port, f"http://{host}:{port}"
         env = {f"NODE{i}": f"{node.front.host}:{node.front.port}" for i, node in enumerate(nodes, 1)}
         super().__init__(folder, f"balancer{port}", ["haproxy", "-db", "-f", REPO / "conf/balancer.conf"],
-                         {"LISTEN": f"{host}:{port}", **env})
+                         {"LISTEN": f"{host}:{port}", **env, **options})
 
     def is_ready(self):
         return accepts((self.host, self.port))
