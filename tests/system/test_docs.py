@@ -201,6 +201,60 @@ def test_make_targets_are_targets(page):
         assert target in targets | {""}, f"{page}: make {target}"
 
 
+@functools.cache
+def tool():
+    """{command: its flags} of the operator's tool, and the flags that all know, as --help has them."""
+    text = subprocess.run([BUILD / "hyperpagectl", "--help"], text=True, capture_output=True, check=True).stdout
+    usage, commands = text.split("\nCommands:\n")
+    known = {"--" + name.lower().replace("_", "-") for name in options()}
+    common = set(re.findall(r"--[a-z-]+", usage)) | known | {f"{name}-file" for name in known}
+    return {name.strip(): set(re.findall(r"--[a-z-]+", rest))
+            for name, rest in re.findall(r"^  ((?:[a-z]+ ?)+)(.*)$", commands, re.M)}, common
+
+
+def calls_of_the_tool(page):
+    """What stands behind its name, in backticks and in blocks of shell."""
+    blocks = "".join(re.findall(r"^ *```sh\b.*?\n(.*?)^ *```$", text_of(page), re.M | re.S))
+    shown = [*words_of(page), *(part for line in blocks.splitlines() for part in re.split(r"[|&;]+|\$\(", line))]
+    return [match[1] for match in (re.match(r"(?:.*\s)?hyperpagectl\s+(.*)", text.strip()) for text in shown) if match]
+
+
+def test_commands_of_the_tool_are_commands(page):
+    commands, common = tool()
+    for call in calls_of_the_tool(page):
+        words = [word.strip("[]") for word in call.split("#")[0].split()]
+        name = next((name for name in (" ".join(words[:2]), words[0]) if name in commands), None)
+        assert name or words[0].startswith(("-", "…")), f"{page}: hyperpagectl {call}"
+        for word in words:
+            flag = re.match("--[a-z-]+", word)
+            assert not flag or flag[0] in common | commands.get(name, set()), f"{page}: hyperpagectl {call}"
+
+
+def test_the_check_of_commands_sees_one_that_is_none(monkeypatch):
+    tool()
+    for shown in ("`hyperpagectl statos`", "`hyperpagectl reload --rolling`", "```sh\na | hyperpagectl sessions kill x\n```\n"):
+        monkeypatch.setitem(globals(), "text_of", lambda page, shown=shown: shown)
+        with pytest.raises(AssertionError):
+            test_commands_of_the_tool_are_commands("README.md")
+
+
+def test_there_is_something_to_do_about_each_alert():
+    alerts = re.findall(r"^ +- alert: (\w+)$", (REPO / "conf/prometheus/hyperpage.rules.yml").read_text(), re.M)
+    section = text_of("docs/operations.md").partition("\n## Alerts\n")[2].partition("\n## ")[0]
+    assert alerts and [row[0].strip("`") for row in table_rows(section)][2:] == alerts
+
+
+def test_lines_of_the_log_that_are_told_to_be_looked_for_are_written():
+    section = text_of("docs/operations.md").partition("\n## Alerts\n")[2].partition("\n## ")[0]
+    source = "".join(path.read_text() for folder in ("lib", "fcgi-app") for path in (REPO / folder).rglob("*.c"))
+    source = source.replace("%s died", "worker died")
+    lines = {words for words in re.findall(r"`([a-z]+(?: [a-z:]+)+)`", re.sub("replay: ", "", section))
+             if not re.match(r"(hyperpagectl|systemctl|journalctl|curl|signal) ", words)}
+    assert len(lines) >= 5
+    for line in lines:
+        assert line in source, line
+
+
 def test_metrics_are_exported(page):
     source = "".join(path.read_text() for path in (REPO / "lib/metrics.def", REPO / "lib/exposition.c",
                                                    *(REPO / "fcgi-app/pool").glob("api_metrics*.c")))
@@ -260,3 +314,22 @@ def test_figures_are_those_of_the_benchmarks(page):
         cell = benchmarks().get(tuple(step for step in place if step))
         assert cell is not None, f"{page}: no such figure: {place}"
         assert cell.split(" [")[0].split(" (")[0] == figure, f"{page}: {figure} is {cell} of {place}"
+
+
+def test_sizes_are_those_that_are_measured(page):
+    """tests/system/test_scaling.py measures those of docs/scaling.md."""
+    measured = {name: figure for figure, name in re.findall(r"([\d,]+)<!-- measured: ([\w-]+) -->", text_of("docs/scaling.md"))}
+    for figure, name in re.findall(r"(\S+?)<!-- measured: ([\w-]+) -->", text_of(page)):
+        assert measured.get(name) == figure, f"{page}: {name}"
+
+
+@pytest.mark.parametrize("page, source, names, columns", [
+    ("docs/operations.md", "tests/system/hosts/test_hosts.py", r'^    "([^"\n]+)": Scene\(', r'"outage", \{(.*?)\}\)')])
+def test_tables_that_a_run_prints_have_its_rows_and_columns(page, source, names, columns):
+    """So a scene that was added, or called otherwise, is missed here."""
+    text = (REPO / source).read_text()
+    head = re.findall(r'"([^"{}]+)":', re.search(columns, text, re.S)[1])
+    rows = list(table_rows(text_of(page)))
+    at = next((i for i, row in enumerate(rows) if row == head), None)
+    assert at is not None, head
+    assert [row[0] for row in rows[at + 2:at + 2 + len(re.findall(names, text, re.M))]] == re.findall(names, text, re.M)

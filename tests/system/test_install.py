@@ -92,10 +92,14 @@ def test_the_services_are_left_nothing_that_they_do_not_need(installed):
     assert names
     root = installed.prefix.parent / "root"
     make("install", DESTDIR=root)
+    levels = {}
     for name in names:
         done = subprocess.run(["systemd-analyze", "security", "--offline=true", f"--root={root}", "--threshold=20", name],
                               text=True, capture_output=True, check=False)
         assert done.returncode == 0, done.stdout
+        levels[name] = re.search(r"Overall exposure level for \S+: ([\d.]+) ", done.stdout)[1]
+    told = re.search(r"security --offline=true`: pool ([\d.]+), coordinator ([\d.]+), lighttpd ([\d.]+);", (REPO / "docs/operations.md").read_text())
+    assert dict(zip(("hyperpage-fcgi.service", "hyperpage-coordinator.service", "lighttpd-hyperpage.service"), told.groups())) == levels
 
 
 def test_the_pool_serves_as_its_unit_starts_it(folder, servers, installed):
