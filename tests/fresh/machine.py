@@ -62,13 +62,13 @@ def base():
         CACHE.mkdir(parents=True, exist_ok=True)
         half = tarball.with_suffix(f".{os.getpid()}")
         try:
-            run("debootstrap", "--variant=minbase", f"--make-tarball={half}.debs", SUITE, f"{half}.folder", mirror())
-            run("debootstrap", "--variant=minbase", f"--unpack-tarball={half}.debs", SUITE, f"{half}.folder", mirror())
+            run("debootstrap", "--variant=minbase", f"--make-tarball={half}.tgz", SUITE, f"{half}.folder", mirror())
+            run("debootstrap", "--variant=minbase", f"--unpack-tarball={half}.tgz", SUITE, f"{half}.folder", mirror())
             run("tar", "-C", f"{half}.folder", "-cf", half, ".")
             half.rename(tarball)
         finally:
             shutil.rmtree(f"{half}.folder", ignore_errors=True)
-            for left in (half, pathlib.Path(f"{half}.debs")):
+            for left in (half, pathlib.Path(f"{half}.tgz")):
                 left.unlink(missing_ok=True)
     return tarball
 
