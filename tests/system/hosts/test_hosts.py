@@ -67,10 +67,12 @@ def stranger(place):
 # --- what happens: each returns when it is over ---
 
 def restarted(place):
-    """By the operator's script; in place of ssh and systemctl stands a command that ends the pool, and we start it again."""
+    """By the operator's script; in place of ssh and systemctl stands a command that ends the pool, and we start it again. As
+    systemctl's it returns when the pool says that it serves, not when its first worker does."""
     run = place.folder / "run"
     run.write_text("#!/bin/sh\ncase $1 in\n" + "".join(
-        f"{node.front.host}) pid={node.master()}; kill $pid; while kill -0 $pid 2> /dev/null; do sleep 0.02; done ;;\n"
+        f"{node.front.host}) pid={node.master()}; kill $pid; while kill -0 $pid 2> /dev/null; do sleep 0.02; done; "
+        f"until [ -s {node.run_dir}/pool.pid ]; do sleep 0.02; done ;;\n"
         for node in place.nodes) + "esac\n")
     run.chmod(0o755)
     script = subprocess.Popen([REPO / "conf/ops/rolling-restart.sh", *(node.front.host for node in place.nodes)],
