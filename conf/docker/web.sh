@@ -12,7 +12,11 @@ addresses() { getent ahostsv4 "${POOLS%:*}" | sed -n 's/ .*STREAM.*//p' | sort -
 
 listens() { (exec 3<> "/dev/tcp/127.0.0.1/${PORT:-8080}") 2> /dev/null; }
 
-until known=$(addresses) && [[ -n $known ]]; do sleep 1; done
+trap 'exit 0' INT TERM # the first process of a container dies of no signal that it does not handle
+until known=$(addresses) && [[ -n $known ]]; do
+    sleep 1 &
+    wait $!
+done
 lighttpd -D -f "${1:-/etc/hyperpage/lighttpd.conf}" &
 web=$!
 leaving=

@@ -333,6 +333,18 @@ def test_while_no_node_is_there_the_web_server_says_so_and_waits(composition):
     assert another.answered() > 0 and web.process.poll() is None
 
 
+def test_a_web_server_that_waits_for_the_first_node_can_be_stopped(composition):
+    """As the first process of its container, which no signal ends that it does not handle."""
+    composition.tell_names()
+    web = Web(composition)
+    web.command[:0] = ["unshare", "--pid", "--fork", "--kill-child"] if os.geteuid() == 0 else []
+    composition.servers.enter_context(web.launch())
+    wait_until((composition.folder / "asked").exists, "it has asked for the name")
+    first = children(web.pid)[0] if os.geteuid() == 0 else web.pid
+    os.kill(first, signal.SIGTERM)
+    assert web.process.wait(timeout=5) == 0
+
+
 def test_who_is_called_into_a_container_finds_its_node(composition):
     """The second one, whose number only node.sh knows."""
     nodes = [composition.node(n) for n in range(2)]
