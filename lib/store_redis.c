@@ -620,6 +620,19 @@ static bool wait_behind(struct edited *ed, struct update *u)
     return true;
 }
 
+/* Redis was found to be away: whoever led next would only wait for that once more, with Sentinels for each of them. */
+static void fail_those_behind(struct edited *ed, const struct err *e)
+{
+    for (struct update *u = ed->first, *next; u != NULL; u = next) {
+        next = u->next;
+        u->error = *e;
+        u->done = true;
+        task_wake(u->task);
+    }
+    ed->first = NULL;
+    ed->last = &ed->first;
+}
+
 /* Leads: takes along all who wait, and hands over to the first who came meanwhile, with the value just written, so
  * that a busy session costs one round trip for each batch. False if there is nobody to hand over to. */
 static bool lead(struct store_redis *sr, struct edited *ed, struct update *self)
@@ -633,6 +646,7 @@ static bool lead(struct store_redis *sr, struct edited *ed, struct update *self)
         u->done = true;
         task_wake(u->task);
     }
+    if (!self->ok && self->error.away) fail_those_behind(ed, &self->error);
     struct update *heir = ed->first;
     if (heir == NULL) return false;
     ed->first = heir->next;

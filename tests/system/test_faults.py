@@ -255,6 +255,26 @@ def test_redis_may_hang(folder, servers, kept):
     assert_back(pool, create_again(pool))
 
 
+def test_who_waits_behind_a_write_that_finds_redis_silent_is_answered_with_it(folder, servers, kept):
+    """Several changes of one session at once: the first one's timeout is that of all."""
+    timeout_s = 1.5
+    pool = servers.enter_context(Pool(folder, REDIS_URL=kept.url, REDIS_TIMEOUT_MS=int(timeout_s * 1000), WORKERS=1))
+    session_id = create(pool)
+    kept.pause()
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(fcgi.Client(pool.address)) for _ in range(4)]
+        for n, client in enumerate(clients):
+            client.send(fcgi.request("PATCH", f"/api/sessions/{session_id}", b'{"a%d":1}' % n))
+        answers = [client.receive() for client in clients]
+    took_s = time.monotonic() - started
+    assert [answer.status for answer in answers] == [200] * 4
+    assert {answer.headers["X-Session-Store"] for answer in answers} == {"refuge"}
+    assert took_s < 1.6 * timeout_s
+    kept.resume()
+    wait_until(lambda: all(b'"a%d":1' % n in kept.call("GET", f"hyperpage:session:{session_id}") for n in range(4)), "all are in Redis")
+
+
 def create_again(pool):
     """Once Redis goes on. The DELETE that timed out before may have been executed since, so the old one may be gone."""
     wait_until(lambda: pool.ask("GET", "/api/sessions").status == 200, "Redis is used again", 5)
