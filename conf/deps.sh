@@ -25,6 +25,8 @@ esac
 wanted=$(awk -v groups=" $groups " '
     /^# [a-z]+:/ { name = $2; sub(":", "", name); wanted = index(groups, " " name " ") }
     /^[^#]/ && wanted' "$(dirname "$0")/packages.txt")
+# A nodejs that is not Debian's brings an npm of its own, and does not get on with Debian's.
+if command -v npm > /dev/null; then wanted=$(echo "$wanted" | grep -vx npm); fi
 # shellcheck disable=SC2086  # package names are words
 present=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' $wanted 2>/dev/null | sed -n 's/^installed //p')
 missing=$(for package in $wanted; do echo "$present" | grep -qxF "$package" || printf ' %s' "$package"; done)
