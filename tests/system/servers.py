@@ -71,10 +71,39 @@ def children(pid):
     return found
 
 
+def waited_for_cpu_ns(pid):
+    """How long a process has been ready to run and had to wait, since its start. 0 where the kernel does not count it."""
+    try:
+        return int(pathlib.Path(f"/proc/{pid}/schedstat").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
+
+
+class Stopwatch:
+    """The time that passes, less what this test, and that one of `server` and its children that had to wait longest, have
+    waited for a processor meanwhile: other programs of a busy machine had it, and the server can do nothing about that."""
+
+    def __init__(self, server):
+        self.server = server
+        self.before = self.waits()
+        self.own_before, self.started, self.passed_s = waited_for_cpu_ns(os.getpid()), time.monotonic(), None
+
+    def waits(self):
+        return {pid: waited_for_cpu_ns(pid) for pid in (self.server.pid, *children(self.server.pid))}
+
+    def seconds(self):
+        """That; and all of it in passed_s."""
+        self.passed_s = time.monotonic() - self.started
+        own_ns = waited_for_cpu_ns(os.getpid()) - self.own_before
+        theirs_ns = max(now - self.before.get(pid, 0) for pid, now in self.waits().items())
+        return max(self.passed_s - (own_ns + theirs_ns) / 1e9, 0)
+
+
 class Server:
     """A process with its output in a log file. Use with `with`, or start() and stop()."""
 
     started = []  # of the running test, for conftest to show their logs when it fails
+    patience_s = PATIENCE_S  # until it is ready
     cwd, stdin = None, subprocess.DEVNULL
     host = "127.0.0.1"  # where those servers that listen on TCP do
 
@@ -104,7 +133,7 @@ class Server:
     def start(self):
         self.launch()
         try:
-            wait_until(lambda: self.process.poll() is not None or self.is_ready(), f"{self.name} is ready")
+            wait_until(lambda: self.process.poll() is not None or self.is_ready(), f"{self.name} is ready", self.patience_s)
             assert self.process.poll() is None, f"{self.name} ended with {self.process.returncode}:\n{self.log()}"
         except BaseException:
             self.stop()
@@ -279,6 +308,12 @@ class Pool(Server):
         answer = fcgi.ask(self.address, method, uri, body, **more)
         openapi.check(method, uri, answer)
         return answer
+
+    def all_serve(self):
+        """Waits until all workers and the keeper do: the first worker answers before that."""
+        pid_file = pathlib.Path(self.env["RUN_DIR"]) / "pool.pid"
+        wait_until(lambda: pid_file.exists() and pid_file.read_text() == f"{self.pid}\n", "all workers serve")
+        return self
 
     def connect(self, timeout_s=PATIENCE_S):
         """A FastCGI connection, to be kept or misused."""

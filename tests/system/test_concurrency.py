@@ -18,7 +18,7 @@ ROUNDS = 500
 @pytest.fixture(params=["redis", "embedded"])
 def pool(request, folder, servers):
     url = servers.enter_context(Redis(folder)).url if request.param == "redis" else ""
-    return servers.enter_context(Pool(folder, REDIS_URL=url, WORKERS=WORKERS))
+    return servers.enter_context(Pool(folder, REDIS_URL=url, WORKERS=WORKERS, REDIS_TIMEOUT_MS=4000))  # Redis is here, however busy
 
 
 def create(pool):

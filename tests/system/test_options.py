@@ -130,7 +130,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(folde
     options = {"SESSION_MAX_BYTES": 4096, "SESSION_DEFAULT_TTL_SECONDS": 600}
     pool = Pool(folder, arguments=["--config", file, "--session-max-bytes=8192"], **options)
     del pool.env["WORKERS"]
-    servers.enter_context(pool)
+    servers.enter_context(pool).all_serve()
     assert len(pool.processes()) == KEEPERS + 3
     assert pool.ask("POST", "/api/sessions?create=1", {"sessionData": {"a": "x" * 6000}}).status == 201
     assert pool.ask("POST", "/api/sessions?create=1", {"sessionData": {"a": "x" * 9000}}).status == 413
@@ -288,7 +288,12 @@ def exercise(folder, servers, kind, **options):
     redis = servers.enter_context(Redis(folder, requirepass="SECRETPASSWORD")) if kind == "redis" else None
     pool = servers.enter_context(Pool(folder, REDIS_URL=redis.url if redis else "", LOG_LEVEL="debug", SERVICE_TOKEN=TOKEN,
                                       REQUEST_TIMEOUT_MS=300, MAX_REQUESTS=50, **options))
-    ids = [json.loads(pool.ask("GET", "/api/sessions", headers={"User-Agent": SECRET_MARK}).body)["sessionId"] for _ in range(5)]
+    def create():
+        """A session; a busy machine may need more than REQUEST_TIMEOUT_MS for one."""
+        answer = wait_until(lambda: (a := pool.ask("GET", "/api/sessions", headers={"User-Agent": SECRET_MARK})).status == 200 and a, "one is made")
+        return json.loads(answer.body)["sessionId"]
+
+    ids = [create() for _ in range(5)]
     everywhere = {"X-Session-Id": ids[0], "Authorization": f"Bearer {TOKEN}", "If-Match": SECRET_MARK, "Cookie": ids[0]}
     for method in ("GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", SECRET_MARK):
         for uri in (f"/api/sessions/{ids[0]}", f"/api/sessions?sessionId={ids[0]}", f"/api/{SECRET_MARK}", f"/api/sessions/{ids[0]}%zz"):
@@ -357,6 +362,7 @@ def test_the_level_says_how_much_is_logged(folder, servers):
     lines = {}
     for level in ("error", "warn", "info", "debug"):
         with Pool(folder, level, LOG_LEVEL=level) as pool:
+            pool.all_serve()
             workers = [pid for pid in pool.processes() if name_of(pid) == "fcgi-worker"]
             os.kill(workers[0], signal.SIGKILL)
             wait_until(lambda: len(pool.processes()) == KEEPERS + 2 and not alive(workers[0]), "replaced")  # pylint: disable=W0640

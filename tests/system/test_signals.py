@@ -258,7 +258,7 @@ def test_a_request_in_flight_is_finished(make_busy, subreaper, sig):
 
 def test_a_worker_waits_idly_for_the_rest_of_a_request(folder, servers, subreaper):
     """One that it has read half of, so that nobody else can go on with it."""
-    pool = servers.enter_context(Pool(folder, WORKERS=1, REQUEST_TIMEOUT_MS=3000))
+    pool = servers.enter_context(Pool(folder, WORKERS=1, REQUEST_TIMEOUT_MS=3000)).all_serve()
     (worker,) = [pid for pid in pool.processes() if name_of(pid) == "fcgi-worker"]
     request = fcgi.request("GET", "/api/sessions")
     with pool.connect() as client:
@@ -287,8 +287,8 @@ def test_what_does_not_finish_in_time_is_ended_by_force(make_busy, subreaper):
 
 def test_int_is_faster_than_term(folder, servers):
     """TERM lets a kept connection go once it has been silent for a while, INT at once."""
-    took = {}
-    for sig in (signal.SIGTERM, signal.SIGINT):
+    took = {signal.SIGTERM: [], signal.SIGINT: []}
+    for sig in (signal.SIGTERM, signal.SIGINT) * 3:
         pool = servers.enter_context(Pool(folder, WORKERS=WORKERS))
         with pool.connect() as client:
             assert client.request("GET", "/api/sessions", keep_conn=True).status == 200
@@ -296,9 +296,10 @@ def test_int_is_faster_than_term(folder, servers):
             pool.signal(sig)
             assert client.closed_by_peer()
             assert pool.process.wait(timeout=10) == 0
-            took[sig] = time.monotonic() - started
-    print(f"TERM {took[signal.SIGTERM]:.3f} s, INT {took[signal.SIGINT]:.3f} s")
-    assert took[signal.SIGINT] < 0.3 < took[signal.SIGTERM] < 5
+            took[sig].append(time.monotonic() - started)
+    term_s, int_s = min(took[signal.SIGTERM]), min(took[signal.SIGINT])  # the least is what the machine adds nothing to
+    print(f"TERM {term_s:.3f} s, INT {int_s:.3f} s")
+    assert int_s < 0.3 < term_s < 5
 
 
 def test_a_second_int_hastens_a_drain(make_busy, subreaper):
@@ -405,8 +406,7 @@ def test_a_pool_told_to_stop_takes_a_new_binary_that_does_not_serve_yet_with_it(
 def test_the_pid_file_names_the_master_that_serves(folder, servers, subreaper):
     pool = servers.enter_context(Upgradable(folder))
     pid_file = folder / "run/pool.pid"
-    wait_until(pid_file.exists, "all workers serve: the first one answers before that")
-    assert int(pid_file.read_text()) == pool.pid
+    pool.all_serve()
     pool.upgrade()
     wait_until(lambda: int(pid_file.read_text()) == pool.pid, "it names the new one")
     assert pool.stop() == 0

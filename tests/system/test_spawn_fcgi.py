@@ -98,6 +98,7 @@ def test_term_ends_each_spawned_process(spawned):
 
 def test_a_master_takes_the_socket_of_spawn_fcgi(folder, servers):
     master = servers.enter_context(SpawnedMaster(folder))
+    wait_until((folder / "run/pool.pid").exists, "all workers serve: the first one answers before that")
     processes = children(master.pid)
     assert len(processes) == 2 + KEEPERS
     session_id = create(master.address)

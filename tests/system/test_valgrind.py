@@ -46,8 +46,9 @@ def make_requests(ids, some):
 def test_a_thousand_mixed_requests_without_an_error_or_a_leak(folder, servers, kind):
     redis = servers.enter_context(Redis(folder)) if kind == "redis" else None
     pool = Pool(folder, arguments=["--workers", "0"], REDIS_URL=redis.url if redis else "", SERVICE_TOKEN="token,next",
-                REDIS_TIMEOUT_MS=5000, LOG_LEVEL="debug")
-    pool.command = VALGRIND + pool.command
+                REDIS_TIMEOUT_MS=20000, REQUEST_TIMEOUT_MS=60000, REQUEST_TERMINATE_TIMEOUT=120,  # it is slow, and none of it is about time
+                LOG_LEVEL="debug")
+    pool.command, pool.patience_s = VALGRIND + pool.command, 60
     assert pool.command[-3] == str(BUILD / "hyperpage-fcgi")
     servers.enter_context(pool)
     some, statuses, asked = random.Random(3), {}, 0
