@@ -21,6 +21,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -44,8 +45,11 @@ struct master {
     bool said_ready, reloading, killed_any;
     bool some_died;          /* their slots may still bear their names */
     int old_master_fd;       /* tells the master whom we replace that our workers serve; -1: there is none */
+    pid_t old_master;
+    bool guest;              /* the socket's path is that master's still, or our successor's already */
     pid_t new_master;        /* who is about to replace us... */
-    ev_io new_master_says;   /* ...as it tells here... */
+    int new_master_fd;       /* ...as it tells here, -1: not any more... */
+    ev_io new_master_says;
     int64_t new_master_by_ms; /* ...until then, or it is given up */
     ev_timer tick;
     ev_signal signals[8];
@@ -59,6 +63,7 @@ static struct master m;
 static_assert(SHARED_SLOTS >= 2 * (CHILDREN_SEATS + 1) + 2, "a new binary has to find slots beside the old one");
 
 static void act(void);
+static void stop(enum stopping how);
 
 /* --- checks --- */
 
@@ -95,6 +100,7 @@ static void become_child(void)
     metrics_use(NULL);
     close(m.life_fd[1]);
     if (m.old_master_fd >= 0) close(m.old_master_fd);
+    if (m.new_master_fd >= 0) close(m.new_master_fd);
     for (size_t i = 0; i < CHILDREN_MOST; i++)
         if (m.children.child[i].pid != 0) close(m.children.child[i].report_fd);
     unsetenv("NOTIFY_SOCKET");
@@ -222,11 +228,29 @@ static void remove_pid_file(void)
     fclose(f);
 }
 
+/* Has the master whom we are to replace given us up? Then its TERM is on its way. */
+static bool is_given_up(void)
+{
+    char byte;
+    return m.old_master_fd >= 0 && recv(m.old_master_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0 &&
+           getppid() == m.old_master;
+}
+
+/* Lets the one before us go. One that has died meanwhile need not be told. */
+static void take_over(void)
+{
+    if (m.old_master_fd < 0) return;
+    bool told = write(m.old_master_fd, &(char){ WORKER_READY }, 1) == 1;
+    m.guest = !told && getppid() == m.old_master;
+    close(m.old_master_fd);
+    m.old_master_fd = -1;
+}
+
 /* The pool serves with all that is new: say so, and let the one before us go. */
 static void say_ready(void)
 {
     char text[64];
-    if (!children_all_ready(&m.children)) return;
+    if (!children_all_ready(&m.children) || is_given_up()) return;
     if (m.some_died) shared_bury(m.shared, SLOT_WORKER);
     m.some_died = false;
     if (!m.said_ready)
@@ -238,12 +262,7 @@ static void say_ready(void)
         notify_send(text);
     }
     if (!m.said_ready) write_pid_file();
-    if (m.old_master_fd >= 0) {
-        ssize_t n = write(m.old_master_fd, &(char){ WORKER_READY }, 1);
-        (void)n; /* a dead one need not be told */
-        close(m.old_master_fd);
-        m.old_master_fd = -1;
-    }
+    take_over();
     m.said_ready = true;
     m.reloading = false;
     atomic_store(&m.slot->state, SLOT_SERVING);
@@ -294,12 +313,32 @@ static void look_for_hangs(void)
     }
 }
 
-static void give_up_new_master(const char *why)
+/* Has the new master said that its workers serve? From now on it cannot, and hears of that. */
+static bool end_of_its_words(void)
 {
+    char what = 0;
+    int fd = m.new_master_fd;
+    if (fd < 0) return false;
+    shutdown(fd, SHUT_RDWR); /* what it has said before can still be read */
+    bool serves = recv(fd, &what, 1, MSG_DONTWAIT) == 1 && what == WORKER_READY;
+    ev_io_stop(m.loop, &m.new_master_says);
+    close(fd);
+    m.new_master_fd = -1;
+    return serves;
+}
+
+/* False: it has taken over at this very moment. */
+static bool give_up_new_master(const char *why)
+{
+    if (end_of_its_words()) {
+        m.new_master = 0;
+        return false;
+    }
     log_error("new binary given up, the old one goes on: child=%d cause=\"%s\"", (int)m.new_master, why);
     metrics_add(METRIC_upgrades_refused, 1);
     kill(m.new_master, SIGTERM);
     m.new_master = 0;
+    return true;
 }
 
 static void on_tick(struct ev_loop *loop, ev_timer *w, int events)
@@ -307,7 +346,8 @@ static void on_tick(struct ev_loop *loop, ev_timer *w, int events)
     (void)loop, (void)w, (void)events;
     look_for_hangs();
     metrics_cpu(METRIC_cpu_master);
-    if (m.new_master > 0 && clock_mono_ms() >= m.new_master_by_ms) give_up_new_master("it does not serve");
+    if (m.new_master > 0 && clock_mono_ms() >= m.new_master_by_ms && !give_up_new_master("it does not serve"))
+        stop(STOPPING_REPLACED);
     act();
 }
 
@@ -326,6 +366,7 @@ static void on_child(struct ev_loop *loop, ev_child *w, int events)
         log_error("new binary gave up, the old one goes on: child=%d cause=\"%s\"", w->rpid, how_it_ended(w->rstatus, how));
         metrics_add(METRIC_upgrades_refused, 1);
         m.new_master = 0;
+        (void)end_of_its_words(); /* whatever it said, it is dead */
         return;
     }
     struct child *c = children_find(&m.children, w->rpid);
@@ -352,8 +393,13 @@ static void on_child(struct ev_loop *loop, ev_child *w, int events)
 static void stop(enum stopping how)
 {
     if (m.stopping >= how && m.stopping != STOPPING_NOT) return;
-    if (m.new_master > 0 && how != STOPPING_REPLACED) give_up_new_master("the pool stops");
+    pid_t new_master = m.new_master;
+    if (new_master > 0 && how != STOPPING_REPLACED && !give_up_new_master("the pool stops")) {
+        kill(new_master, SIGTERM); /* it serves just now: the socket's path is its own, and it ends with us */
+        m.guest = true;
+    }
     m.stopping = how;
+    if (how == STOPPING_REPLACED) m.guest = true; /* the path belongs to the one who follows */
     /* The workers take in who waits, and close it: then whoever connects is refused at once, and not kept until we end. */
     if (how == STOPPING_DRAIN && m.listener.fd >= 0) {
         close(m.listener.fd);
@@ -406,12 +452,8 @@ static void reload(void)
 /* The new master's workers serve, or it has closed its end without a word: then its death is reported apart. */
 static void on_new_master(struct ev_loop *loop, ev_io *w, int events)
 {
-    char what = 0;
-    (void)events;
-    bool serves = read(w->fd, &what, 1) == 1 && what == WORKER_READY;
-    ev_io_stop(loop, w);
-    close(w->fd);
-    if (!serves || m.new_master == 0) return;
+    (void)loop, (void)w, (void)events;
+    if (!end_of_its_words() || m.new_master == 0) return;
     m.new_master = 0; /* it is nobody's to give up any more, however long we drain */
     stop(STOPPING_REPLACED);
 }
@@ -440,7 +482,7 @@ static void upgrade(void)
         log_warn("a new binary is being started already: child=%d", (int)m.new_master);
         return;
     }
-    if (pipe2(say, O_CLOEXEC) != 0) {
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, say) != 0) {
         log_error("new binary cannot be started: error=\"%s\"", strerror(errno));
         return;
     }
@@ -457,6 +499,7 @@ static void upgrade(void)
     }
     log_info("new binary started: child=%d", (int)pid);
     m.new_master = pid;
+    m.new_master_fd = say[0];
     m.new_master_by_ms = clock_mono_ms() + m.o->config->drain_timeout * 1000;
     ev_io_init(&m.new_master_says, on_new_master, say[0], EV_READ);
     ev_io_start(m.loop, &m.new_master_says);
@@ -496,21 +539,23 @@ static void on_signal(struct ev_loop *loop, ev_signal *w, int events)
 
 /* --- start --- */
 
-/* What the binary before us has left: its socket, its handover, the pipe on which it waits for our word. */
+/* What the binary before us has left: its socket, its handover, the descriptor on which it waits for our word. */
 static bool read_inheritance(int *listen_fd, bool *made)
 {
     const char *text = getenv(INHERIT);
-    int ours = 0, old = 0;
+    int ours = 0;
     *listen_fd = -1;
     if (text == NULL) return false;
-    bool ok = sscanf(text, "%d,%d,%d,%d,%d,%d", listen_fd, &m.handover.give_fd, &m.handover.take_fd, &m.old_master_fd, &old, &ours) == 6 &&
-              old == getppid();
+    bool ok = sscanf(text, "%d,%d,%d,%d,%d,%d", listen_fd, &m.handover.give_fd, &m.handover.take_fd, &m.old_master_fd,
+                     &m.old_master, &ours) == 6 &&
+              m.old_master == getppid();
     unsetenv(INHERIT);
     if (!ok) {
         *listen_fd = m.old_master_fd = -1;
         return false;
     }
     *made = ours;
+    m.guest = true;
     fcntl(m.handover.give_fd, F_SETFD, FD_CLOEXEC);
     fcntl(m.handover.take_fd, F_SETFD, FD_CLOEXEC);
     fcntl(m.old_master_fd, F_SETFD, FD_CLOEXEC);
@@ -531,6 +576,13 @@ static bool master_start(struct err *e)
     metrics_use(m.slot->counter);
     metrics_add(m.old_master_fd >= 0 ? METRIC_generations_upgrade : METRIC_generations_start, 1);
     return pipe2(m.life_fd, O_CLOEXEC) == 0 || err_set(e, ERR_INTERNAL, "pipe: %s", strerror(errno));
+}
+
+/* The socket's path goes with us, unless another master serves there. */
+static void close_listener(void)
+{
+    if (m.guest) m.listener.ours = false;
+    listener_close(&m.listener);
 }
 
 static void watch_all(void)
@@ -554,12 +606,17 @@ static int default_workers(void)
 
 int master_run(struct master_options *o, struct err *e)
 {
-    m = (struct master){ .o = o, .listener = { .fd = -1 }, .handover = { -1, -1 }, .life_fd = { -1, -1 },
-                         .old_master_fd = -1, .some_died = true }; /* in an earlier run */
+    m = (struct master){ .o = o,
+                         .listener = { .fd = -1 },
+                         .handover = { -1, -1 },
+                         .life_fd = { -1, -1 },
+                         .old_master_fd = -1,
+                         .new_master_fd = -1,
+                         .some_died = true }; /* in an earlier run */
     signal(SIGPIPE, SIG_IGN);
     sigprocmask(SIG_SETMASK, NULL, &m.signal_mask);
     if (!master_start(e)) {
-        listener_close(&m.listener);
+        close_listener();
         shared_close(m.shared);
         return 2;
     }
@@ -569,8 +626,7 @@ int master_run(struct master_options *o, struct err *e)
     ev_run(m.loop, 0);
 
     log_info("pool has stopped");
-    if (m.stopping == STOPPING_REPLACED) m.listener.ours = false; /* the path belongs to the one who follows */
-    listener_close(&m.listener);
+    close_listener();
     remove_pid_file();
     metrics_use(NULL);
     shared_bury(m.shared, SLOT_WORKER);

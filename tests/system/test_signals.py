@@ -13,6 +13,7 @@ import select
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import termios
@@ -22,7 +23,7 @@ import pytest
 
 import fcgi
 from load import Load, failures
-from servers import BUILD, KEEPERS, Front, Pool, Redis, Server, alive, edited_tree, metric, name_of, wait_until
+from servers import BUILD, KEEPERS, Front, Pool, Redis, Server, alive, children, edited_tree, metric, name_of, wait_until
 
 LONG = os.environ.get("HYPERPAGE_LONG") == "1"
 RELOADS = 20
@@ -391,6 +392,54 @@ def test_a_new_binary_that_never_serves_is_given_up(folder, servers, subreaper):
     wait_until(lambda: not alive(started_by(pool)), "it is ended")
     assert_same(pool, before)
     assert pool.ask("GET", f"/api/sessions/{session_id}").status == 200
+
+
+@pytest.mark.parametrize("broken", ["workers cannot start", "master cannot start"])
+def test_a_new_binary_that_is_given_up_leaves_the_old_one_its_socket(folder, servers, subreaper, broken):
+    """It is the right program, it listens on the same socket, and it takes its leave: the path is not its own to remove."""
+    pool = Upgradable(folder, DRAIN_TIMEOUT=1)
+    del pool.env["STATE_DIR"], pool.env["RUN_DIR"]
+    good, pid_file = f"RUN_DIR={folder}/run\nSTATE_DIR={folder}/state\n", folder / "run/pool.pid"
+    pool.file.write_text(good)
+    servers.enter_context(pool)
+    session_id, before = create(pool), workers(pool)
+    if broken == "workers cannot start":
+        (folder / "newer").mkdir()
+        with contextlib.closing(sqlite3.connect(folder / "newer/sessions.db")) as db:
+            db.execute("PRAGMA user_version = 99")
+        pool.file.write_text(f"RUN_DIR={folder}/run\nSTATE_DIR={folder}/newer\n")
+        ends = "new binary given up, the old one goes on"
+    else:
+        (state,) = (folder / "run").glob("pool.state-*")
+        (folder / "run2" / state.name).mkdir(parents=True)
+        pool.file.write_text(f"RUN_DIR={folder}/run2\nSTATE_DIR={folder}/state\n")
+        ends = "new binary gave up, the old one goes on"
+    pool.signal(signal.SIGUSR2)
+    wait_until(lambda: ends in pool.log(), "the old one hears of it")
+    wait_until(lambda: not alive(started_by(pool)), "it has ended")
+    assert_same(pool, before)
+    assert pool.ask("GET", f"/api/sessions/{session_id}").status == 200
+    assert int(pid_file.read_text()) == pool.pid
+    pool.file.write_text(good)
+    pool.upgrade()
+    wait_until(lambda: int(pid_file.read_text()) == pool.pid, "it names the new one")
+    assert pool.ask("GET", f"/api/sessions/{session_id}").status == 200
+    assert pool.stop() == 0 and not os.path.exists(pool.address) and not pid_file.exists()
+
+
+def test_a_new_binary_whose_old_master_is_killed_meanwhile_is_the_master(folder, servers, subreaper):
+    pool = servers.enter_context(Upgradable(folder))
+    session_id = create(pool)
+    pool.signal(signal.SIGUSR2)
+    wait_until(lambda: pool.said("new binary started") and children(started_by(pool)), "it starts its workers")
+    new = started_by(pool)
+    pool.signal(signal.SIGKILL)
+    pool.process.wait()
+    pool.process = Adopted(new)
+    wait_until(pool.is_ready, "it serves")
+    assert pool.ask("GET", f"/api/sessions/{session_id}").status == 200
+    wait_until(lambda: int((folder / "run/pool.pid").read_text()) == new, "it is named")
+    assert pool.stop() == 0 and not os.path.exists(pool.address) and not (folder / "run/pool.pid").exists()
 
 
 def test_a_pool_told_to_stop_takes_a_new_binary_that_does_not_serve_yet_with_it(folder, servers, subreaper):
