@@ -10,8 +10,8 @@ MODULES := mem fault err buf clock log \
            session_cache redis_keys store_backend redis_scan user_index session_events redis_rotation store_redis \
            store_embedded store_refuge replay shelter store user_sessions
 HEADERS := mem fault redis_keys store_backend # of these there is only a header
-POOL    := record routes api api_ids api_change api_sessions api_extend api_rotate api_admin api_coordination api_rate_limit \
-           backlog checks api_metrics_coordination api_metrics api_status api_overview connection handover worker keeper \
+POOL    := record api routes api_ids api_change api_sessions api_extend api_rotate api_admin api_coordination api_rate_limit \
+           backlog checks api_metrics_coordination api_metrics api_status api_overview exchange handover connection worker keeper \
            children listener notify master hyperpage-fcgi
 CTL     := report rounds daemon node ctl_pool ctl_top ctl_cluster ctl_jobs ctl_sessions ctl_store ctl_move ctl_migrate \
            ctl_config remote ctl_remote hyperpagectl

@@ -10,7 +10,6 @@
 
 #include <errno.h>
 #include <fcgiapp.h>
-#include <inttypes.h>
 #include <malloc.h>
 #include <poll.h>
 #include <sys/mman.h>
@@ -21,7 +20,6 @@
 #define WRITE_BYTES (32 * 1024)    /* written at once without a look whether there is room */
 #define LINGER_MS 2000             /* how long we read on after an answer that came before the request's end */
 #define SPARE_EXCHANGES 16
-#define MOST_LINES 10              /* a second, of slow requests; of failed ones */
 #define WATCH_EVENTS (EPOLLIN | EPOLLRDHUP | EPOLLET)
 
 enum connection_state { CONNECTION_WAITING, CONNECTION_SERVING, CONNECTION_LINGERING };
@@ -83,30 +81,10 @@ bool connections_init(struct connections *cs, struct api *api, struct pollset *p
     return libfcgi_behaves(e);
 }
 
-static void exchange_free(struct exchange *x)
-{
-    response_done(&x->rs);
-    buf_done(&x->body);
-    buf_done(&x->doc);
-    free(x);
-}
-
-static void free_spare_exchanges(struct connections *cs, size_t keep)
-{
-    struct exchange **at = &cs->spare;
-    while (*at != NULL && keep-- > 0) at = &(*at)->next;
-    while (*at != NULL) {
-        struct exchange *x = *at;
-        *at = x->next;
-        cs->spares--;
-        exchange_free(x);
-    }
-}
-
 void connections_done(struct connections *cs)
 {
     while (cs->first != NULL) connection_close(cs->first);
-    free_spare_exchanges(cs, 0);
+    exchanges_free(&cs->exchanges, 0);
     buf_done(&cs->peeked);
     buf_done(&cs->scratch);
     buf_done(&cs->head);
@@ -134,8 +112,8 @@ void connections_tidy(struct connections *cs, int64_t now_ms)
         if (c->state == CONNECTION_WAITING) metrics_add(METRIC_connections_refused_total, 1);
         connection_close(c);
     }
-    if (cs->exchanges == 0 && cs->spares > SPARE_EXCHANGES) { /* after a peak */
-        free_spare_exchanges(cs, SPARE_EXCHANGES);
+    if (cs->exchanges.count == 0 && cs->exchanges.spares > SPARE_EXCHANGES) { /* after a peak */
+        exchanges_free(&cs->exchanges, SPARE_EXCHANGES);
         task_free_stacks(SPARE_EXCHANGES);
         malloc_trim(0);
     }
@@ -408,48 +386,6 @@ static void connection_ready(struct watch *w, uint32_t events)
 
 /* --- one request, in its task --- */
 
-static struct exchange *exchange_begin(struct connections *cs, int64_t whole_us)
-{
-    struct exchange *x = cs->spare;
-    if (x != NULL) {
-        cs->spare = x->next;
-        cs->spares--;
-    } else {
-        x = mem_alloc(sizeof *x);
-        response_init(&x->rs, 16 * 1024 * 1024);
-        x->body = (struct buf)BUF_INIT((size_t)cs->api->config->session_max_bytes);
-        x->doc = (struct buf)BUF_INIT(16 * 1024 * 1024);
-    }
-    x->api = cs->api;
-    x->route = -1;
-    x->endpoint = ENDPOINT_NONE;
-    x->phase = "read";
-    x->path_tail = (struct bytes){ NULL, 0 };
-    x->timed_out = x->planned = false;
-    x->started_ms = whole_us / 1000;
-    x->deadline_ms = x->started_ms + cs->api->config->request_timeout_ms;
-    x->next = NULL;
-    x->prev = cs->last_exchange;
-    *(cs->last_exchange ? &cs->last_exchange->next : &cs->first_exchange) = x;
-    cs->last_exchange = x;
-    cs->exchanges++;
-    return x;
-}
-
-static void exchange_end(struct connections *cs, struct exchange *x)
-{
-    *(x->prev ? &x->prev->next : &cs->first_exchange) = x->next;
-    *(x->next ? &x->next->prev : &cs->last_exchange) = x->prev;
-    cs->exchanges--;
-    cs->answered++;
-    response_reset(&x->rs);
-    buf_trim(&x->body, 4096);
-    buf_trim(&x->doc, 4096);
-    x->next = cs->spare;
-    cs->spare = x;
-    cs->spares++;
-}
-
 /* Lets libfcgi read the whole request that lies in the socket, or, if it is in memory, in a file of the same bytes.
  * False: it could not. Then libfcgi has closed what it was lent. */
 static bool parse(struct connection *c, struct exchange *x)
@@ -546,55 +482,11 @@ static bool write_answer(struct connection *c, struct exchange *x)
     return true;
 }
 
-/* Lines of one kind: at most ten a second, since an outage must not fill the disk. */
-struct lines {
-    const char *more; /* what the others are called together */
-    int64_t second;
-    int said, unsaid;
-};
-
-static bool may_say(struct lines *l, int64_t now_ms)
-{
-    if (now_ms / 1000 != l->second) {
-        if (l->unsaid > 0) log_warn("%s: count=%d", l->more, l->unsaid);
-        l->second = now_ms / 1000;
-        l->said = l->unsaid = 0;
-    }
-    bool may = l->said < MOST_LINES;
-    (*(may ? &l->said : &l->unsaid))++;
-    return may;
-}
-
-static void log_exchange(const struct exchange *x, int64_t took_us)
-{
-    static struct lines slow = { .more = "more requests were slow" }, failed = { .more = "more requests failed" };
-    const struct config *cfg = x->api->config;
-    int64_t took_ms = took_us / 1000, now_ms = x->started_ms + took_ms;
-    const char *method = http_methods[x->rq.method], *route = endpoint_paths[x->endpoint];
-    if (cfg->log_requests)
-        log_info("request: method=%s route=%s status=%d duration_us=%" PRId64 " bytes=%zu store=%s request=%s", method, route,
-                 x->rs.status, took_us, x->rs.body.len, store_name(x->api->store), x->request_id);
-    bool timed_out = x->timed_out || took_ms >= cfg->request_timeout_ms;
-    if (timed_out) metrics_add(METRIC_requests_timed_out_total, 1);
-    bool is_slow = timed_out || took_ms >= cfg->log_slow_ms, has_failed = x->rs.status >= 500 && !x->planned;
-    if (is_slow && may_say(&slow, now_ms)) {
-        if (has_failed)
-            log_warn("slow request: method=%s route=%s phase=%s duration_ms=%" PRId64 " status=%d error=\"%s\" request=%s",
-                     method, route, x->phase, took_ms, x->rs.status, x->error.text, x->request_id);
-        else
-            log_warn("slow request: method=%s route=%s phase=%s duration_ms=%" PRId64 " status=%d request=%s", method, route,
-                     x->phase, took_ms, x->rs.status, x->request_id);
-    }
-    if (!is_slow && has_failed && may_say(&failed, now_ms))
-        log_warn("request failed: method=%s route=%s status=%d error=\"%s\" request=%s", method, route, x->rs.status,
-                 x->error.text, x->request_id);
-}
-
 static void serve(void *arg)
 {
     struct connection *c = arg;
     struct connections *cs = c->all;
-    struct exchange *x = exchange_begin(cs, c->whole_us);
+    struct exchange *x = exchange_begin(&cs->exchanges, cs->api, c->whole_us);
     metrics_phase(PHASE_WAIT, clock_mono_us() - c->whole_us);
     bool ok = parse(c, x);
     if (ok) {
@@ -606,9 +498,9 @@ static void serve(void *arg)
         metrics_phase(PHASE_SERIALISE, now_us - answered_us);
         /* Before finish() lets the answer go: who has it finds it counted. */
         metrics_request(x->rq.method, x->endpoint, x->rs.status, now_us - c->whole_us);
-        log_exchange(x, now_us - c->whole_us);
+        exchange_log(x, now_us - c->whole_us);
     }
-    exchange_end(cs, x);
+    exchange_end(&cs->exchanges, x);
     bool keep = finish(c, ok) && !cs->closing;
     c->task = NULL;
     if (c->watch.fd < 0) {

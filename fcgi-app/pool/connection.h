@@ -4,7 +4,7 @@
 #ifndef HYPERPAGE_CONNECTION_H
 #define HYPERPAGE_CONNECTION_H
 
-#include "api.h"
+#include "exchange.h"
 #include "handover.h"
 #include "pollset.h"
 
@@ -17,10 +17,7 @@ struct connections {
     struct connection *first, *last; /* all that are open */
     struct connection *fresh;        /* of these, the ones that came in this round and have sent nothing yet */
     size_t open;
-    struct exchange *first_exchange, *last_exchange; /* being answered, oldest first */
-    struct exchange *spare;
-    size_t exchanges, spares;
-    uint64_t answered;
+    struct exchanges exchanges; /* being answered */
     bool leaving;
     bool closing; /* leaving without siblings: an answered connection is not kept */
     bool (*idle)(struct connections *cs, struct connection *c); /* called while leaving: this one waits for its next

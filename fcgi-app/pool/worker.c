@@ -150,7 +150,7 @@ static void leave(enum leaving how)
         w->api.listen_fd = -1;
         w->listen_again_ms = 0;
         if (w->siblings.fd >= 0) pollset_remove(w->pollset, &w->siblings);
-        log_debug("worker leaves: connections=%zu requests=%zu", w->connections.open, w->connections.exchanges);
+        log_debug("worker leaves: connections=%zu requests=%zu", w->connections.open, w->connections.exchanges.count);
     }
     w->connections.closing = how != LEAVING_TO_SIBLINGS;
     w->last_arrival_ms = clock_mono_ms();
@@ -159,7 +159,7 @@ static void leave(enum leaving how)
 
 static bool has_left(struct worker *w)
 {
-    if (w->leaving == LEAVING_NOT || w->connections.exchanges > 0 || task_count() > 0) return false;
+    if (w->leaving == LEAVING_NOT || w->connections.exchanges.count > 0 || task_count() > 0) return false;
     if (w->connections.open == 0) return true;
     if (w->leaving == LEAVING_TO_SIBLINGS) return false;
     return w->leaving == LEAVING_AT_ONCE || clock_mono_ms() - w->last_arrival_ms >= QUIET_MS;
@@ -191,9 +191,9 @@ static void read_signal(struct watch *signals, uint32_t events)
 /* What the master's watchdog sees of us. */
 static void show_in_slot(struct worker *w)
 {
-    const struct exchange *oldest = w->connections.first_exchange;
+    const struct exchange *oldest = w->connections.exchanges.first;
     atomic_store_explicit(&w->slot->connections, (int32_t)w->connections.open, memory_order_relaxed);
-    atomic_store_explicit(&w->slot->requests, (int32_t)w->connections.exchanges, memory_order_relaxed);
+    atomic_store_explicit(&w->slot->requests, (int32_t)w->connections.exchanges.count, memory_order_relaxed);
     atomic_store_explicit(&w->slot->oldest_since_ms, oldest ? oldest->started_ms : 0, memory_order_relaxed);
     if (oldest == NULL) return;
     atomic_store_explicit(&w->slot->oldest_method, oldest->rq.method, memory_order_relaxed);
@@ -233,7 +233,7 @@ static void now_and_then(struct worker *w, int64_t now_ms)
         /* A worker without a master has no watchdog but the kernel's: SIGALRM ends a process that stands still. */
         if (w->o->report_fd < 0) alarm((unsigned)w->o->config->request_terminate_timeout + TIDY_MS / 1000);
     }
-    if (w->leave_after > 0 && w->connections.answered >= w->leave_after && !w->tired) {
+    if (w->leave_after > 0 && w->connections.exchanges.answered >= w->leave_after && !w->tired) {
         w->tired = true;
         if (w->o->report_fd >= 0) report(WORKER_TIRED);
         else leave(LEAVING_QUIETLY);
@@ -244,7 +244,8 @@ static int next_wait_ms(struct worker *w, int64_t now_ms, int64_t task_due_ms)
 {
     int64_t due_ms = w->tidy_at_ms < task_due_ms ? w->tidy_at_ms : task_due_ms;
     if (w->listen_again_ms > 0 && w->listen_again_ms < due_ms) due_ms = w->listen_again_ms;
-    if (w->leaving == LEAVING_QUIETLY && w->connections.exchanges == 0 && task_count() == 0 && w->last_arrival_ms + QUIET_MS < due_ms)
+    if (w->leaving == LEAVING_QUIETLY && w->connections.exchanges.count == 0 && task_count() == 0 &&
+        w->last_arrival_ms + QUIET_MS < due_ms)
         due_ms = w->last_arrival_ms + QUIET_MS;
     if (w->o->report_fd < 0 && w->housekeep_at_ms < due_ms) due_ms = w->housekeep_at_ms;
     return due_ms <= now_ms ? 0 : (int)(due_ms - now_ms);
@@ -256,7 +257,7 @@ static void serve_rounds(struct worker *w)
 {
     while (!has_left(w)) {
         int64_t now_ms = clock_mono_ms();
-        if (w->leaving != LEAVING_NOT && w->connections.exchanges > 0) w->last_arrival_ms = now_ms;
+        if (w->leaving != LEAVING_NOT && w->connections.exchanges.count > 0) w->last_arrival_ms = now_ms;
         now_and_then(w, now_ms);
         int wait_ms = next_wait_ms(w, now_ms, task_expire(now_ms));
         show_in_slot(w);
