@@ -1,6 +1,7 @@
 # hyperpage: session service. `make run` serves on localhost:8080, `make test` proves it, README.md explains it.
 
-# Modules of lib/ in floor order: a file includes only headers that stand before it (`make layers`).
+# Modules in floor order: a file includes only headers that stand before it, of lib/ and of its own program (`make layers`).
+# In the coordinator that holds for headers: its loop and its table of duties serve those whom they call.
 MODULES := mem fault err buf clock log \
            config folder program endpoints metrics shared processes health totals exposition breaker coordination platforms task \
            waiters pollset \
@@ -13,10 +14,10 @@ HEADERS := mem fault redis_keys store_backend # of these there is only a header
 POOL    := record api routes api_ids api_change api_sessions api_extend api_rotate api_admin api_coordination api_rate_limit \
            backlog checks api_metrics_coordination api_metrics api_status api_overview exchange handover connection worker keeper \
            children listener notify master hyperpage-fcgi
-CTL     := report rounds daemon node ctl_pool ctl_top ctl_cluster ctl_jobs ctl_sessions ctl_store ctl_move ctl_migrate \
+CTL     := report daemon rounds node ctl_pool ctl_top ctl_cluster ctl_jobs ctl_sessions ctl_store ctl_move ctl_migrate \
            ctl_config remote ctl_remote hyperpagectl
-COORDINATOR := leadership pods coherence fence rate_limits registry survey census cleanup warmup jobs operations inbox \
-               duties coordinator hyperpage-coordinator
+COORDINATOR := coordinator duties leadership pods coherence fence rate_limits survey census jobs registry cleanup warmup \
+               operations inbox hyperpage-coordinator
 
 BUILD   ?= build
 CC      ?= cc
@@ -134,7 +135,10 @@ browser: all # the status page in Chromium; screenshots in $(BUILD)/browser. CHR
 	@cd $(BUILD)/browser && cp -u $(CURDIR)/tests/browser/package*.json $(CURDIR)/tests/browser/.npmrc . && npm ci --silent
 	@NODE_PATH=$(abspath $(BUILD))/browser/node_modules HYPERPAGE_BUILD=$(abspath $(BUILD)) node --test tests/browser
 layers:
-	@awk -f tests/layers.awk -v modules="$(MODULES)" lib/*.c lib/*.h
+	@awk -f tests/layers.awk -v modules="$(MODULES)" lib/*.[ch]
+	@awk -f tests/layers.awk -v modules="$(MODULES) $(POOL)" fcgi-app/pool/*.[ch]
+	@awk -f tests/layers.awk -v modules="$(MODULES) $(CTL:daemon=daemon ctl)" fcgi-app/ctl/*.[ch]
+	@awk -f tests/layers.awk -v modules="$(MODULES) $(COORDINATOR)" -v headers=1 fcgi-app/coordinator/*.[ch]
 reference: $(BUILD)/hyperpage-fcgi
 	$< --reference > conf/reference.md
 
