@@ -116,9 +116,14 @@ void children_is_leaving(struct child *c, int64_t leave_by_ms)
     c->leave_by_ms = leave_by_ms;
 }
 
-void children_is_ready(struct children *cs, struct child *c)
+void children_is_ready(struct child *c)
 {
     c->ready = true;
+}
+
+void children_has_served(struct children *cs, struct child *c)
+{
+    c->served = true;
     cs->seat[c->seat].quick_deaths = 0;
 }
 
@@ -132,7 +137,7 @@ bool children_died(struct children *cs, struct child *c, int64_t now_ms)
     bool expected = c->leaving;
     struct seat *seat = &cs->seat[c->seat];
     if (!expected) {
-        bool quick = now_ms - c->started_ms < QUICK_MS && !c->ready;
+        bool quick = now_ms - c->started_ms < QUICK_MS && !c->served;
         seat->quick_deaths = quick ? seat->quick_deaths + 1 : 0;
         int doublings = seat->quick_deaths < MOST_DOUBLINGS ? seat->quick_deaths : MOST_DOUBLINGS;
         seat->start_at_ms = quick ? now_ms + ((int64_t)PAUSE_MS << doublings) : now_ms;

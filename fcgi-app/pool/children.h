@@ -17,6 +17,7 @@ struct child {
     enum child_role role;
     int seat;           /* 0 .. seats-1; the keeper has the seat CHILDREN_KEEPER */
     bool ready;         /* has said so */
+    bool served;        /* has said so: it has done once what it is there for */
     bool leaving;       /* has been told to */
     bool follows;       /* will take the seat over from the one who has it, once it is ready */
     bool renew;         /* somebody newer should sit here: a reload since its fork, or it is tired */
@@ -32,7 +33,7 @@ struct child {
 
 struct seat {
     bool wanted;         /* somebody should sit here */
-    int quick_deaths;    /* in a row, each within a second of its start and before it was ready */
+    int quick_deaths;    /* in a row, each within a second of its start and before it had served */
     int64_t start_at_ms; /* when it may be forked for again */
 };
 
@@ -55,7 +56,8 @@ enum child_action children_next(struct children *cs, int64_t now_ms, struct chil
 /* The outcomes of those, and what else is heard of children. */
 struct child *children_started(struct children *cs, int seat, pid_t pid, int report_fd, int64_t now_ms);
 void children_is_leaving(struct child *c, int64_t leave_by_ms);
-void children_is_ready(struct children *cs, struct child *c);
+void children_is_ready(struct child *c);
+void children_has_served(struct children *cs, struct child *c);
 void children_is_tired(struct child *c);
 
 /* A child is dead. True: nobody had told it to leave. */

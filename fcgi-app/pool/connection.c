@@ -501,6 +501,7 @@ static void serve(void *arg)
         exchange_log(x, now_us - c->whole_us);
     }
     exchange_end(&cs->exchanges, x);
+    if (cs->exchanges.answered == 1) cs->serves();
     bool keep = finish(c, ok) && !cs->closing;
     c->task = NULL;
     if (c->watch.fd < 0) {

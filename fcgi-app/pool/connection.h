@@ -22,6 +22,7 @@ struct connections {
     bool closing; /* leaving without siblings: an answered connection is not kept */
     bool (*idle)(struct connections *cs, struct connection *c); /* called while leaving: this one waits for its next
                                                                   * request. True: it has been closed */
+    void (*serves)(void);                                       /* called once, before the first answer leaves */
     struct buf peeked, scratch, head;
 };
 

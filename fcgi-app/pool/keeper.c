@@ -29,6 +29,7 @@ struct keeper {
     struct store *store;
     struct checks checks;
     struct waiters pausing;
+    int report_fd;
     int running; /* of the two tasks */
     bool leaving;
 };
@@ -70,6 +71,12 @@ static bool watch_all(struct keeper *k, int life_fd, struct err *e)
     k->life = (struct watch){ life_fd, master_died };
     return k->pollset != NULL && pollset_add(k->pollset, &k->signals, EPOLLIN, e) &&
            pollset_add(k->pollset, &k->life, EPOLLIN, e);
+}
+
+static void report(const struct keeper *k, char what)
+{
+    ssize_t n = write(k->report_fd, &what, 1);
+    (void)n; /* a dead master is seen by `life` */
 }
 
 static bool count_leftovers(const struct config *cfg, bool redis, int64_t *left, struct err *e)
@@ -139,8 +146,11 @@ static void run_housekeeping(void *arg)
 static void run_checks(void *arg)
 {
     struct keeper *k = arg;
+    bool told = false;
     while (!k->leaving) {
         checks_run(&k->checks);
+        if (!told) report(k, WORKER_SERVED);
+        told = true;
         metrics_cpu(METRIC_cpu_keeper);
         pause_for(k, IDLE_PAUSE_MS);
     }
@@ -169,7 +179,7 @@ static void keep_house(struct keeper *k)
 
 int keeper_run(const struct config *cfg, int life_fd, int report_fd)
 {
-    struct keeper k = { .leaving = false };
+    struct keeper k = { .report_fd = report_fd };
     struct err e = { .kind = ERR_NONE };
     struct shared *sh = NULL;
     struct slot *slot = NULL;
@@ -186,8 +196,7 @@ int keeper_run(const struct config *cfg, int life_fd, int report_fd)
         metrics_use(slot->counter);
         metrics_without_phases();
         atomic_store(&slot->state, SLOT_SERVING);
-        ssize_t n = write(report_fd, &(char){ WORKER_READY }, 1);
-        (void)n;
+        report(&k, WORKER_READY);
         keeper_report_leftovers(cfg);
         keep_house(&k);
     } else {

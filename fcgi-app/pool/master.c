@@ -117,21 +117,27 @@ static int child_main(int seat, int report_fd)
     return worker_run(&o);
 }
 
-static void on_report(struct ev_loop *loop, ev_io *w, int events)
+/* Takes in what a child has said; as read(). */
+static ssize_t read_reports(struct child *c)
 {
-    struct child *c = w->data;
     char what[16];
-    (void)events;
-    ssize_t n = read(w->fd, what, sizeof what);
-    if (n <= 0) {
-        if (n == 0 || errno != EAGAIN) ev_io_stop(loop, w);
-        return;
-    }
+    ssize_t n = read(c->report_fd, what, sizeof what);
     for (ssize_t i = 0; i < n; i++) {
-        if (what[i] == WORKER_READY) children_is_ready(&m.children, c);
+        if (what[i] == WORKER_READY) children_is_ready(c);
+        if (what[i] == WORKER_SERVED) children_has_served(&m.children, c);
         if (what[i] == WORKER_TIRED) children_is_tired(c);
     }
-    act();
+    return n;
+}
+
+static void on_report(struct ev_loop *loop, ev_io *w, int events)
+{
+    (void)events;
+    ssize_t n = read_reports(w->data);
+    if (n > 0)
+        act();
+    else if (n == 0 || errno != EAGAIN)
+        ev_io_stop(loop, w);
 }
 
 /* The parent's side of a fork. */
@@ -371,6 +377,7 @@ static void on_child(struct ev_loop *loop, ev_child *w, int events)
     }
     struct child *c = children_find(&m.children, w->rpid);
     if (c == NULL) return;
+    while (read_reports(c) > 0) continue; /* its last words: libev tells of deaths first */
     ev_io_stop(loop, &m.report[c - m.children.child]);
     close(c->report_fd);
     m.some_died = true;

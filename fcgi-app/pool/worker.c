@@ -56,6 +56,11 @@ static void report(char what)
     (void)n; /* a dead master is seen by life_fd */
 }
 
+static void say_served(void)
+{
+    report(WORKER_SERVED);
+}
+
 /* --- arrivals --- */
 
 static bool start_listening(struct worker *w, struct err *e)
@@ -348,6 +353,7 @@ static bool worker_start(struct worker *w, struct err *e)
     if (!api_coordination_open(&w->api, e)) return false;
     if (!connections_init(&w->connections, &w->api, w->pollset, e)) return false;
     w->connections.idle = let_go;
+    w->connections.serves = say_served;
     w->api.listen_fd = w->o->listen_fd;
     w->checks = (struct checks){ .shared = w->shared, .store = w->store, .timeout_ms = cfg->request_timeout_ms };
     w->leave_after = requests_until_tired(cfg);

@@ -10,11 +10,12 @@ struct worker_options {
     int listen_fd;            /* the worker closes it when it leaves, so that it dies with the last one */
     struct handover handover; /* to siblings; -1, -1 where there are none */
     int life_fd;              /* readable (end of file) once the master is dead; -1 without one */
-    int report_fd;            /* to the master: WORKER_READY, WORKER_TIRED; -1 without one */
+    int report_fd;            /* to the master: WORKER_READY and so on; -1 without one */
 };
 
 /* What a worker says on report_fd, one byte each. */
 #define WORKER_READY 'r'
+#define WORKER_SERVED 's' /* its first answer leaves: if it dies now, it is no program that cannot run */
 #define WORKER_TIRED 't' /* it has served MAX_REQUESTS: replace me, then tell me to leave */
 
 /* Serves until told to leave. TERM: hand idle connections to siblings, finish the rest. QUIT: there are no siblings:

@@ -8,6 +8,7 @@ import re
 import signal
 import sqlite3
 import statistics
+import subprocess
 import time
 from collections import Counter
 from datetime import datetime
@@ -120,6 +121,25 @@ def test_workers_that_die_at_once_are_started_with_growing_pauses(folder, server
     away.rename(state)
     wait_until(lambda: len(pool.processes()) == KEEPERS + 2, "it is back")
     assert status(pool, session_id) == 200
+
+
+def test_one_that_dies_before_it_has_served_anything_is_started_with_growing_pauses(folder, servers):
+    """Ready or not: a program that dies of its first request must not fork for ever."""
+    pool = servers.enter_context(Pool(folder, WORKERS=1)).all_serve()
+    pattern = r"(\S+) warn +master\S+ worker died, a new one follows: child=\d+ cause=\"signal 9\""
+
+    def ready_worker():
+        done = subprocess.run([BUILD / "hyperpagectl", "status", "--json"], env=pool.env, capture_output=True, check=True)
+        return next((w["pid"] for w in json.loads(done.stdout)["workers"] if w["state"] == "serving"), None)
+
+    for n in range(4):
+        kill([wait_until(ready_worker, "one is ready")])
+        wait_until(lambda: len(re.findall(pattern, pool.log())) == n + 1, "its death is known")  # pylint: disable=W0640
+    times = [datetime.strptime(t, "%Y-%m-%dT%H:%M:%S.%fZ").timestamp() for t in re.findall(pattern, pool.log())]
+    pauses = [b - a for a, b in zip(times, times[1:])]
+    print(f"pauses: {[f'{p:.2f}' for p in pauses]} s")
+    assert all(0.9 * pause < p for pause, p in zip((0, 0.2, 0.4), pauses)), "the first one had served"
+    wait_until(lambda: pool.ask("GET", "/api/sessions").status == 200, "it is back")
 
 
 def test_a_worker_that_stands_still_is_killed_and_replaced(folder, servers):

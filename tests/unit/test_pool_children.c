@@ -47,6 +47,12 @@ static void must_rest_until(int64_t ms)
     assert_int_equal(due_ms, ms);
 }
 
+static void serves(struct child *c)
+{
+    children_is_ready(c);
+    children_has_served(&cs, c);
+}
+
 static struct child *keeper, *worker[4]; /* as begin() left them */
 
 static void begin(int workers)
@@ -57,8 +63,8 @@ static void begin(int workers)
     keeper = must_start(CHILDREN_KEEPER);
     for (int i = 0; i < workers; i++) worker[i] = must_start(CHILDREN_FIRST_WORKER + i);
     assert_false(children_all_ready(&cs));
-    children_is_ready(&cs, keeper);
-    for (int i = 0; i < workers; i++) children_is_ready(&cs, worker[i]);
+    serves(keeper);
+    for (int i = 0; i < workers; i++) serves(worker[i]);
     must_rest_until(CLOCK_NEVER);
     assert_true(children_all_ready(&cs));
     now_ms += 60000;
@@ -88,7 +94,7 @@ static void who_dies_is_replaced_at_once(void **state)
     must_rest_until(CLOCK_NEVER);
     assert_true(children_died(&cs, keeper, now_ms));
     must_start(CHILDREN_KEEPER);
-    children_is_ready(&cs, c);
+    children_is_ready(c);
 }
 
 static void quick_deaths_make_pauses_that_double_up_to_a_limit(void **state)
@@ -107,12 +113,30 @@ static void quick_deaths_make_pauses_that_double_up_to_a_limit(void **state)
         now_ms++;
     }
     struct child *c = must_start(1);
-    children_is_ready(&cs, c); /* one that serves ends the row */
+    serves(c); /* which ends the row */
     children_died(&cs, c, now_ms + 2000);
     now_ms += 2000;
     c = must_start(1);
     children_died(&cs, c, now_ms);
     must_rest_until(now_ms + 200);
+}
+
+static void one_that_was_ready_but_never_served_makes_pauses_too(void **state)
+{
+    (void)state;
+    begin(1);
+    children_died(&cs, worker[0], now_ms);
+    for (int64_t pause_ms = 200; pause_ms <= 800; pause_ms *= 2) {
+        struct child *c = must_start(1);
+        children_is_ready(c);
+        children_died(&cs, c, now_ms);
+        must_rest_until(now_ms + pause_ms);
+        now_ms += pause_ms;
+    }
+    struct child *c = must_start(1);
+    serves(c);
+    children_died(&cs, c, now_ms);
+    must_start(1);
 }
 
 static void a_death_after_a_second_makes_no_pause(void **state)
@@ -150,7 +174,7 @@ static void a_renewal_goes_seat_by_seat_and_the_new_one_is_ready_first(void **st
         assert_true(c->follows);
         must_rest_until(seat == 0 ? CLOCK_NEVER
                                   : now_ms + DRAIN_MS); /* the old one goes on, and no other seat begins */
-        children_is_ready(&cs, c);
+        children_is_ready(c);
         must_leave(old[seat]);
         assert_false(c->follows);
         assert_int_equal(children_all_ready(&cs), seat == 2);
@@ -173,7 +197,7 @@ static void a_follower_that_dies_costs_nobody_the_seat(void **state)
     now_ms += 200;
     c = must_start(1);
     assert_true(c->follows);
-    children_is_ready(&cs, c);
+    children_is_ready(c);
     must_leave(worker[0]);
     must_rest_until(now_ms + DRAIN_MS);
 }
@@ -188,7 +212,7 @@ static void a_follower_takes_the_seat_of_one_who_dies_before_it_is_ready(void **
     must_rest_until(CLOCK_NEVER);
     assert_false(c->follows);
     assert_false(children_all_ready(&cs));
-    children_is_ready(&cs, c);
+    children_is_ready(c);
     must_rest_until(CLOCK_NEVER);
     assert_true(children_all_ready(&cs));
 }
@@ -201,7 +225,7 @@ static void one_seat_that_cannot_be_renewed_does_not_stop_the_others(void **stat
     children_is_tired(worker[1]);
     children_died(&cs, must_start(1), now_ms);
     struct child *c = must_start(2);
-    children_is_ready(&cs, c);
+    children_is_ready(c);
     must_leave(worker[1]);
     must_rest_until(now_ms + 200);
     now_ms += 200;
@@ -215,17 +239,17 @@ static void a_follower_older_than_the_reload_is_renewed_itself(void **state)
     begin(1);
     children_renew_all(&cs);
     struct child *k = must_start(CHILDREN_KEEPER);
-    children_is_ready(&cs, k);
+    children_is_ready(k);
     must_leave(keeper);
     struct child *first = must_start(1);
     children_renew_all(&cs); /* again, before the first is through */
-    children_is_ready(&cs, first);
+    children_is_ready(first);
     must_leave(worker[0]);
     assert_false(children_all_ready(&cs));
-    children_is_ready(&cs, must_start(CHILDREN_KEEPER));
+    children_is_ready(must_start(CHILDREN_KEEPER));
     must_leave(k);
     struct child *second = must_start(1);
-    children_is_ready(&cs, second);
+    children_is_ready(second);
     must_leave(first);
     assert_true(children_all_ready(&cs));
 }
@@ -237,11 +261,11 @@ static void one_that_was_starting_during_a_reload_is_renewed_itself(void **state
     children_died(&cs, worker[0], now_ms);
     struct child *first = must_start(1);
     children_renew_all(&cs);
-    children_is_ready(&cs, first);
+    children_is_ready(first);
     assert_false(children_all_ready(&cs));
-    children_is_ready(&cs, must_start(CHILDREN_KEEPER));
+    children_is_ready(must_start(CHILDREN_KEEPER));
     must_leave(keeper);
-    children_is_ready(&cs, must_start(1));
+    children_is_ready(must_start(1));
     must_leave(first);
     assert_true(children_all_ready(&cs));
 }
@@ -251,11 +275,11 @@ static void one_that_was_started_after_the_reload_is_new_enough(void **state)
     (void)state;
     begin(1);
     children_renew_all(&cs);
-    children_is_ready(&cs, must_start(CHILDREN_KEEPER));
+    children_is_ready(must_start(CHILDREN_KEEPER));
     must_leave(keeper);
     children_died(&cs, worker[0], now_ms);
     struct child *c = must_start(1);
-    children_is_ready(&cs, c);
+    children_is_ready(c);
     must_rest_until(now_ms + DRAIN_MS);
     assert_true(children_all_ready(&cs));
 }
@@ -280,8 +304,8 @@ static void more_workers_are_started_and_fewer_told_to_leave(void **state)
     assert_int_equal(children_workers_wanted(&cs), 4);
     assert_false(children_all_ready(&cs));
     struct child *third = must_start(3), *fourth = must_start(4);
-    children_is_ready(&cs, third);
-    children_is_ready(&cs, fourth);
+    children_is_ready(third);
+    children_is_ready(fourth);
     assert_true(children_all_ready(&cs));
     children_want_workers(&cs, 1);
     must_leave(worker[1]);
@@ -376,7 +400,7 @@ static void nothing_is_lost_in_any_order_of_events(void **state)
             if (c->pid != 0) children_died(&cs, c, now_ms);
             break;
         default:
-            if (c->pid != 0 && !c->ready) children_is_ready(&cs, c);
+            if (c->pid != 0 && !c->ready) children_is_ready(c);
             break;
         }
     }
@@ -384,12 +408,12 @@ static void nothing_is_lost_in_any_order_of_events(void **state)
         enum child_action a;
         while ((a = next()) != CHILD_NOTHING) {
             if (a == CHILD_START)
-                children_is_ready(&cs, children_started(&cs, acted_seat, ++last_pid, -1, now_ms));
+                children_is_ready(children_started(&cs, acted_seat, ++last_pid, -1, now_ms));
             else if (a == CHILD_LEAVE)
                 children_is_leaving(acted_on, now_ms + 500);
         }
         for (size_t n = 0; n < CHILDREN_MOST; n++)
-            if (cs.child[n].pid != 0 && !cs.child[n].ready) children_is_ready(&cs, &cs.child[n]);
+            if (cs.child[n].pid != 0 && !cs.child[n].ready) children_is_ready(&cs.child[n]);
         now_ms += 100;
     }
     assert_true(children_all_ready(&cs));
@@ -401,6 +425,7 @@ int main(void)
         cmocka_unit_test(a_pool_begins_with_a_keeper_and_its_workers),
         cmocka_unit_test(who_dies_is_replaced_at_once),
         cmocka_unit_test(quick_deaths_make_pauses_that_double_up_to_a_limit),
+        cmocka_unit_test(one_that_was_ready_but_never_served_makes_pauses_too),
         cmocka_unit_test(a_death_after_a_second_makes_no_pause),
         cmocka_unit_test(one_seat_s_pause_is_not_another_s),
         cmocka_unit_test(a_renewal_goes_seat_by_seat_and_the_new_one_is_ready_first),
