@@ -101,14 +101,19 @@ static void accept_some(struct watch *listener, uint32_t events)
     accept_up_to(listener, ACCEPT_AT_ONCE);
 }
 
-static void take_from_sibling(struct watch *siblings, uint32_t events)
+static void take_up_to(int most)
 {
-    (void)siblings, (void)events;
-    for (int i = 0; i < ACCEPT_AT_ONCE; i++) {
+    for (int i = 0; i < most; i++) {
         int fd = handover_take(&self->o->handover);
         if (fd < 0) return;
         connection_open(&self->connections, fd);
     }
+}
+
+static void take_from_sibling(struct watch *siblings, uint32_t events)
+{
+    (void)siblings, (void)events;
+    take_up_to(ACCEPT_AT_ONCE);
 }
 
 /* --- leaving --- */
@@ -148,13 +153,15 @@ static void leave(enum leaving how)
     w->leaving = how;
     atomic_store(&w->slot->state, SLOT_DRAINING);
     if (first) {
-        /* Nobody comes after us: who waits would be reset when the last descriptor of the socket is closed. */
+        /* Nobody comes after us: who waits would be reset when the last descriptor of the socket is closed, and so
+         * would those whom a sibling, told to leave a moment before, has handed over. */
         if (how == LEAVING_QUIETLY && w->listening) accept_up_to(&w->listener, ACCEPT_AT_LAST);
+        if (how == LEAVING_QUIETLY) take_up_to(ACCEPT_AT_LAST);
         stop_listening(w);
         close(w->listener.fd);
         w->api.listen_fd = -1;
         w->listen_again_ms = 0;
-        if (w->siblings.fd >= 0) pollset_remove(w->pollset, &w->siblings);
+        if (w->siblings.fd >= 0 && how != LEAVING_QUIETLY) pollset_remove(w->pollset, &w->siblings);
         log_debug("worker leaves: connections=%zu requests=%zu", w->connections.open, w->connections.exchanges.count);
     }
     w->connections.closing = how != LEAVING_TO_SIBLINGS;

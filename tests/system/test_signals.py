@@ -275,6 +275,28 @@ def test_a_worker_waits_idly_for_the_rest_of_a_request(folder, servers, subreape
     assert used[-1] - used[0] < 0.3, "of the three seconds"
 
 
+def test_connections_on_their_way_to_a_worker_that_is_told_to_leave_too_are_served(folder, servers, subreaper):
+    """TTOU, and TERM at once: one worker has handed its connections over, the other one has not taken them yet."""
+    pool = servers.enter_context(Upgradable(folder, WORKERS=2))
+    request = fcgi.request("GET", f"/api/sessions/{create(pool)}", keep_conn=True)
+    stays, leaves = [pid for pid in pool.processes() if name_of(pid) == "fcgi-worker"]  # TTOU takes the last seat away
+    os.kill(stays, signal.SIGSTOP)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(pool.connect()) for _ in range(120)]
+        for client in clients:
+            client.send(request)
+        assert [client.receive().status for client in clients] == [200] * 120
+        pool.signal(signal.SIGTTOU)
+        wait_until(lambda: not alive(leaves), "it has handed over all it had")
+        for client in clients:
+            client.send(request)
+        pool.signal(signal.SIGTERM)
+        wait_until(lambda: "pool stops" in pool.log(), "the other one is told")
+        os.kill(stays, signal.SIGCONT)
+        assert [client.receive().status for client in clients] == [200] * 120
+    assert pool.process.wait(timeout=10) == 0
+
+
 def test_what_does_not_finish_in_time_is_ended_by_force(make_busy, subreaper):
     redis, pool, client = make_busy(DRAIN_TIMEOUT=1)
     started = time.monotonic()
