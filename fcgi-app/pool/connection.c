@@ -19,6 +19,7 @@
 #define PEEK_BYTES (64 * 1024)     /* a request beyond half of this is read into memory at the first look */
 #define WRITE_BYTES (32 * 1024)    /* written at once without a look whether there is room */
 #define LINGER_MS 2000             /* how long we read on after an answer that came before the request's end */
+#define MOST_BITES 16              /* of one connection in one round: one that never stops sending must not hold it */
 #define SPARE_EXCHANGES 16
 #define WATCH_EVENTS (EPOLLIN | EPOLLRDHUP | EPOLLET)
 
@@ -35,6 +36,7 @@ struct connection {
     bool watched;       /* in the epoll set; an unkept connection mostly never is */
     bool wake_for_room; /* `task` waits until the peer has read */
     bool news;          /* something came while it was being served */
+    bool ended;         /* the peer sends nothing more */
     struct task *task;
     int64_t whole_us;         /* since when a whole request lies here */
     int64_t partial_since_ms; /* since when half a request lies here; or since when it lingers */
@@ -244,16 +246,26 @@ static void refuse_length(struct connection *c, const struct record_request *rq,
     connection_look(c);
 }
 
-/* Reads and throws away, in bounded bites. */
+/* It has had its share of this round: the rest of what it has sent is for the next one. Changing what is watched
+ * brings the edge anew. */
+static void look_next_round(struct connection *c)
+{
+    c->fresh = false;
+    watch_for(c, WATCH_EVENTS);
+    if (!c->watched) connection_close(c);
+}
+
+/* Reads and throws away. */
 static void linger(struct connection *c)
 {
     struct buf *b = &c->all->peeked;
-    for (;;) {
+    for (int bites = 0; bites < MOST_BITES; bites++) {
         ssize_t n = recv(c->watch.fd, b->data, b->cap - 1, MSG_DONTWAIT);
         if (n > 0) continue;
         if (n == 0 || errno != EAGAIN) connection_close(c);
         return;
     }
+    look_next_round(c);
 }
 
 /* Takes `bytes` that were only peeked out of the socket. */
@@ -324,7 +336,7 @@ static void connection_look(struct connection *c)
         linger(c);
         return;
     }
-    for (;;) {
+    for (int managed = 0;;) {
         bool alive = c->spool.len > 0 ? fill_spool(c) : peek(c, &data);
         if (c->spool.len > 0) data = buf_bytes(&c->spool);
         if (!alive) {
@@ -354,8 +366,12 @@ static void connection_look(struct connection *c)
             connection_wait(c);
             return;
         case RECORD_MANAGEMENT:
-            if (c->spool.len == 0 && answer_management(c, data, &rq)) continue;
-            connection_refuse(c);
+            if (c->spool.len > 0 || !answer_management(c, data, &rq)) {
+                connection_refuse(c);
+                return;
+            }
+            if (++managed < MOST_BITES) continue;
+            look_next_round(c);
             return;
         case RECORD_BODY_TOO_LONG:
             refuse_length(c, &rq, 413, "PAYLOAD_TOO_LARGE", "The request body is larger than SESSION_MAX_BYTES");
@@ -376,6 +392,7 @@ static void connection_look(struct connection *c)
 static void connection_ready(struct watch *w, uint32_t events)
 {
     struct connection *c = (struct connection *)w;
+    if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) c->ended = true; /* said once, perhaps with the last request */
     if (c->state == CONNECTION_SERVING) {
         if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) c->news = true;
         if (c->wake_for_room) task_wake(c->task);
@@ -510,7 +527,8 @@ static void serve(void *arg)
         connection_close(c);
     } else {
         c->state = CONNECTION_WAITING;
-        if (c->news) connection_look(c);
+        if (c->news || c->ended)
+            connection_look(c);
         else connection_wait(c);
     }
 }

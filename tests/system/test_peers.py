@@ -8,8 +8,12 @@ import json
 import os
 import pathlib
 import random
+import signal
 import socket
+import statistics
 import struct
+import subprocess
+import sys
 import termios
 
 import pytest
@@ -145,6 +149,67 @@ def test_peers_that_leave_at_any_stage(pool):
     normal.judge("peers that leave")
 
 
+def test_a_kept_connection_whose_peer_says_no_more_is_closed_after_its_last_answer(pool):
+    """The end comes in the same moment as the request, while the workers look away."""
+    normal = Normal(pool)
+    workers = [pid for pid in pool.processes() if name_of(pid) == "fcgi-worker"]
+    request = fcgi.request("GET", f"/api/sessions/{normal.session_id}", keep_conn=True)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(pool.connect(timeout_s=5)) for _ in range(20)]
+        for client in clients:  # a connection that is known to its worker
+            client.send(request)
+            assert client.receive().status == 200
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        for client in clients:
+            client.send(request)
+            client.sock.shutdown(socket.SHUT_WR)
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+        assert [client.receive().status for client in clients] == [200] * 20
+        assert all(client.closed_by_peer() for client in clients)
+    normal.work()
+
+
+POURING = """
+import contextlib, json, sys, threading
+import fcgi
+
+def pour(client, data):
+    at = 0
+    with contextlib.suppress(OSError):
+        while True:
+            at = (at + client.sock.send(data[at:])) % len(data)
+
+def read(client):
+    with contextlib.suppress(OSError):
+        while client.sock.recv(1 << 16):
+            pass
+
+address = json.loads(sys.argv[1])
+asks = fcgi.record(fcgi.GET_VALUES, fcgi.pairs({"FCGI_MAX_CONNS": ""}), 0) * 4000
+too_long = fcgi.begin() + fcgi.record(fcgi.PARAMS) + fcgi.record(fcgi.STDIN, b"x" * 65535) + fcgi.record(fcgi.STDIN, b"xx")
+for n in range(4):
+    client = fcgi.Client(tuple(address) if isinstance(address, list) else address, None)
+    client.send(b"" if n % 2 else too_long)
+    for work in (pour, client, asks if n % 2 else bytes(1_000_000)), (read, client):
+        threading.Thread(target=work[0], args=work[1:], daemon=True).start()
+print("pouring", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_peers_that_never_stop_sending_hold_nobody(pool):
+    """Management records, and a body behind the answer that came before its end: each look at them has its measure."""
+    normal = Normal(pool)
+    with subprocess.Popen([sys.executable, "-B", "-c", POURING, json.dumps(pool.address)], cwd=pathlib.Path(__file__).parent, text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as peers:
+        assert peers.stdout.readline() == "pouring\n"
+        normal.work(50)
+        peers.stdin.close()
+    normal.judge("peers that never stop sending")
+
+
 def test_abort_ends_the_request(pool):
     normal = Normal(pool)
     for cut in (16, len(GOOD) - len(fcgi.record(fcgi.STDIN))):
@@ -244,6 +309,26 @@ def test_256_kept_clients_on_two_workers_and_unkept_ones_besides(pool):
             assert all(client.receive().status == 200 for client in clients)
         normal.work(50)  # while all of them are idle
     normal.judge("256 kept clients")
+
+
+def test_a_second_web_server_on_the_same_socket_does_not_wait_for_the_256_clients_of_the_first(folder, servers):
+    """nginx keeps its connections and is never idle; lighttpd opens one for each request."""
+    pool = servers.enter_context(Pool(folder, WORKERS=2))
+    nginx, lighttpd = (servers.enter_context(Front(folder, kind, f"unix:{pool.address}")) for kind in ("nginx", "lighttpd"))
+    path = f"/api/sessions/{nginx.ask('GET', '/api/sessions').json['sessionId']}"
+    load = servers.enter_context(Load(nginx.port, connections=256))
+    took, waited = [], []
+    for n in range(40):
+        watch = Stopwatch(pool)
+        assert lighttpd.ask(*[("GET", path), ("PATCH", path, {"n": n})][n % 2]).status == 200
+        waited.append(watch.seconds())
+        took.append(watch.passed_s)
+    figures = load.stop()
+    print(f"beside 256 busy clients of nginx ({figures['requests']} requests): a request through lighttpd took "
+          f"{statistics.median(took) * 1000:.1f} ms (median of 40; worst {max(took) * 1000:.1f} ms)")
+    assert failures(figures) == (0, 0), figures["first_failures"]
+    assert statistics.median(waited) < WAIT_S * CI_FACTOR
+    assert max(waited) < 5, "no kept connection ends so soon"
 
 
 def test_a_kept_connection_serves_a_thousand_requests(pool):
