@@ -91,9 +91,11 @@ static bool path_is_free(const char *path, struct err *e)
     if (lstat(path, &st) != 0) return true;
     if (!S_ISSOCK(st.st_mode)) return err_set(e, ERR_INPUT, "LISTEN=%s: there is a file that is no socket", path);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    bool alive = connect(fd, (struct sockaddr *)&un, sizeof un) == 0 || errno == EAGAIN;
-    close(fd);
-    if (alive) return err_set(e, ERR_INPUT, "LISTEN=%s: another process listens there", path);
+    int error = fd >= 0 && connect(fd, (struct sockaddr *)&un, sizeof un) == 0 ? 0 : errno;
+    if (fd >= 0) close(fd);
+    if (error == 0 || error == EAGAIN) return err_set(e, ERR_INPUT, "LISTEN=%s: another process listens there", path);
+    /* Only a refusal says that nobody does: somebody else's may not be ours to connect to (EACCES). */
+    if (error != ECONNREFUSED) return err_set(e, ERR_INPUT, "LISTEN=%s: there is a socket: %s", path, strerror(error));
     unlink(path);
     return true;
 }
@@ -147,23 +149,35 @@ static bool open_unix(struct listener *l, const struct place *p, struct err *e)
     return ok;
 }
 
+/* A socket that listens at this address; -1 with errno. */
+static int listen_at(const struct addrinfo *address)
+{
+    int one = 1, bytes = BUFFER_BYTES;
+    int fd = socket(address->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) return -1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes); /* accepted sockets inherit both */
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
+    if (bind(fd, address->ai_addr, address->ai_addrlen) == 0 && listen(fd, BACKLOG) == 0) return fd;
+    int error = errno;
+    close(fd);
+    errno = error;
+    return -1;
+}
+
+/* A name may have addresses that this machine has not: localhost is ::1 as well where there is no IPv6. */
 static bool open_tcp(struct listener *l, const struct place *p, struct err *e)
 {
     struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE }, *found = NULL;
-    int one = 1, bytes = BUFFER_BYTES;
-    int rc = getaddrinfo(p->host, p->port, &hints, &found);
+    int rc = getaddrinfo(p->host, p->port, &hints, &found), error = 0;
     if (rc != 0) return err_set(e, ERR_INPUT, "LISTEN=%s:%s: %s", p->host, p->port, gai_strerror(rc));
-    l->fd = socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (l->fd >= 0) {
-        setsockopt(l->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-        setsockopt(l->fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes); /* accepted sockets inherit both */
-        setsockopt(l->fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
+    for (const struct addrinfo *at = found; at != NULL; at = at->ai_next) {
+        l->fd = listen_at(at);
+        error = errno;
+        if (l->fd >= 0 || (error != EADDRNOTAVAIL && error != EAFNOSUPPORT)) break;
     }
-    bool bound = l->fd >= 0 && bind(l->fd, found->ai_addr, found->ai_addrlen) == 0;
-    int error = bound ? 0 : errno;
     freeaddrinfo(found);
-    bound = bound && listen(l->fd, BACKLOG) == 0;
-    return bound || err_set(e, ERR_INPUT, "LISTEN=%s:%s: %s", p->host, p->port, strerror(error ? error : errno));
+    return l->fd >= 0 || err_set(e, ERR_INPUT, "LISTEN=%s:%s: %s", p->host, p->port, strerror(error));
 }
 
 /* What systemd (LISTEN_FDS) or spawn-fcgi and lighttpd (descriptor 0) have opened for us; -1 if nothing. */

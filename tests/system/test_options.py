@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -162,6 +163,26 @@ def test_a_path_at_which_there_is_something_else_is_refused_and_kept(folder):
 @pytest.mark.parametrize("path", ["/nonexistent/sock", "x" * 200])
 def test_a_path_that_cannot_be_is_refused(folder, path):
     assert_refused(run(**places(folder), LISTEN=f"unix:{path}", cwd=folder), folder, [], "LISTEN")
+
+
+def test_a_socket_that_is_not_ours_to_connect_to_is_no_stale_one(folder):
+    """Of another user's pool, in a folder that both may write to."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be two users")
+    path = folder / "theirs.sock"
+    folder.chmod(0o777)
+    program = folder / "program"  # a build below /root is one that nobody else can read
+    shutil.copy(PROGRAM, program)
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(str(path))
+        theirs.listen()
+        path.chmod(0o600)
+        done = subprocess.run(["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", program], capture_output=True,
+                              text=True, timeout=20, check=False, stdin=subprocess.DEVNULL,
+                              env={"PATH": os.environ["PATH"], "LISTEN": f"unix:{path}", "RUN_DIR": str(folder / "run"),
+                                   "STATE_DIR": str(folder / "state")})
+        assert done.returncode == 2 and "Permission denied" in done.stderr and str(path) in done.stderr
+        assert path.exists()
 
 
 def test_a_stale_socket_is_replaced(folder, servers):
