@@ -224,10 +224,14 @@ bool shared_slot_alive(struct shared *sh, size_t index)
     return lock_slot(sh, F_OFD_GETLK, index, &lock) && lock.l_type != F_UNLCK;
 }
 
-struct slot *shared_slot_of(struct shared *sh, int32_t pid)
+struct slot *shared_slot_of(struct shared *sh, enum slot_role role, int32_t pid)
 {
-    for (size_t i = 0; i < shared_slots_used(sh); i++)
-        if (atomic_load(&sh->state->slots[i].pid) == pid) return &sh->state->slots[i];
+    for (size_t i = 0; i < shared_slots_used(sh); i++) {
+        struct slot *s = &sh->state->slots[i];
+        if (atomic_load(&s->pid) == pid && atomic_load(&s->role) == (int32_t)role &&
+            (s == sh->own || shared_slot_alive(sh, i)))
+            return s;
+    }
     return NULL;
 }
 

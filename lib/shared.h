@@ -68,8 +68,9 @@ struct slot *shared_claim(struct shared *sh, enum slot_role role, struct err *e)
 struct slot *shared_slot(struct shared *sh, size_t index);
 bool shared_slot_alive(struct shared *sh, size_t index); /* has it an owner that lives? Never the caller's own slot. */
 
-/* The slot of the process `pid`, or NULL. */
-struct slot *shared_slot_of(struct shared *sh, int32_t pid);
+/* The slot of the living process `pid` with this role, or NULL: a dead one's may say that pid still, and so may that of
+ * a process in another container. */
+struct slot *shared_slot_of(struct shared *sh, enum slot_role role, int32_t pid);
 
 /* Takes down the names of those of this role who died without giving their slots back, and whose slots nobody took over:
  * their successors sit elsewhere, or there are none. The counters stay. For whoever knows that none is missing. */

@@ -14,7 +14,7 @@ bool node_open(struct node *n, const struct config *cfg, struct err *e)
     if ((n->coordination = coordination_open(cfg->run_dir, e)) == NULL) return false;
     bool redis = atomic_load(&shared_check(n->shared, DEPENDENCY_REDIS)->state) != CHECK_UNUSED;
     if (redis && (n->breaker = breaker_open(cfg->run_dir, e)) == NULL) return false;
-    if (pool) n->slot = shared_slot_of(n->shared, n->master.pid);
+    if (pool) n->slot = shared_slot_of(n->shared, SLOT_MASTER, n->master.pid);
     return true;
 }
 

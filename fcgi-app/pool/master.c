@@ -307,7 +307,7 @@ static void look_for_hangs(void)
     for (size_t i = 0; i < CHILDREN_MOST; i++) {
         struct child *c = &m.children.child[i];
         if (c->pid == 0 || c->role != CHILD_WORKER || c->killed) continue;
-        struct slot *s = shared_slot_of(m.shared, c->pid);
+        struct slot *s = shared_slot_of(m.shared, SLOT_WORKER, c->pid);
         int64_t since_ms = s ? atomic_load(&s->busy_since_ms) : 0;
         if (since_ms == 0 || now_ms - since_ms < most_ms) continue;
         log_error("worker stands still, killed: child=%d method=%s route=%s duration_ms=%" PRId64 " requests=%d", (int)c->pid,

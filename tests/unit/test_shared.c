@@ -109,8 +109,9 @@ static void a_slot_tells_who_owns_it(void **state)
     assert_int_equal(atomic_load(&s->pid), getpid());
     assert_int_equal(atomic_load(&s->role), SLOT_KEEPER);
     assert_int_equal(atomic_load(&s->state), SLOT_STARTING);
-    assert_ptr_equal(shared_slot_of(sh, getpid()), s);
-    assert_null(shared_slot_of(sh, 1));
+    assert_ptr_equal(shared_slot_of(sh, SLOT_KEEPER, getpid()), s);
+    assert_null(shared_slot_of(sh, SLOT_WORKER, getpid()));
+    assert_null(shared_slot_of(sh, SLOT_KEEPER, 1));
     assert_true(shared_slot_alive(other, index_of(sh, s)));
     assert_false(shared_slot_alive(other, index_of(sh, s) + 1));
     struct stat st;
@@ -119,7 +120,7 @@ static void a_slot_tells_who_owns_it(void **state)
     assert_true(st.st_blocks * 512 >= st.st_size); /* no hole to fall into */
     shared_close(sh);
     assert_false(shared_slot_alive(other, 0));
-    assert_null(shared_slot_of(other, getpid()));
+    assert_null(shared_slot_of(other, SLOT_KEEPER, getpid()));
     assert_int_equal(atomic_load(&shared_slot(other, 0)->state), SLOT_GONE);
     shared_close(other);
     shared_close(NULL);
@@ -133,10 +134,10 @@ static void living_processes_have_different_slots(void **state)
     pid_t pid[8];
     for (int i = 0; i < 8; i++) pid[i] = start_owner(1);
     for (int i = 0; i < 8; i++) {
-        struct slot *s = shared_slot_of(sh, pid[i]);
+        struct slot *s = shared_slot_of(sh, SLOT_WORKER, pid[i]);
         assert_non_null(s);
         assert_true(shared_slot_alive(sh, index_of(sh, s)));
-        for (int j = 0; j < i; j++) assert_ptr_not_equal(s, shared_slot_of(sh, pid[j]));
+        for (int j = 0; j < i; j++) assert_ptr_not_equal(s, shared_slot_of(sh, SLOT_WORKER, pid[j]));
     }
     for (int i = 0; i < 8; i++) end_owner(pid[i]);
     for (size_t i = 0; i < SHARED_SLOTS; i++) assert_false(shared_slot_alive(sh, i));
@@ -148,8 +149,10 @@ static void a_killed_owner_s_slot_is_taken_over_with_its_counters(void **state)
     (void)state;
     struct shared *sh = open_shared();
     pid_t first = start_owner(1), killed = start_owner(41);
-    struct slot *theirs = shared_slot_of(sh, killed);
+    struct slot *theirs = shared_slot_of(sh, SLOT_WORKER, killed);
     end_owner(killed);
+    assert_null(
+        shared_slot_of(sh, SLOT_WORKER, killed)); /* whoever has that pid next did nothing of what stands there */
     assert_false(shared_slot_alive(sh, index_of(sh, theirs)));
     struct slot *ours = claim(sh, SLOT_MASTER);
     assert_ptr_equal(ours, theirs);
@@ -172,15 +175,15 @@ static void the_dead_are_buried_and_their_counters_stay(void **state)
     (void)state;
     struct shared *sh = open_shared();
     pid_t dead = start_owner(41), living = start_owner(1);
-    struct slot *theirs = shared_slot_of(sh, dead), *own = claim(sh, SLOT_WORKER);
+    struct slot *theirs = shared_slot_of(sh, SLOT_WORKER, dead), *own = claim(sh, SLOT_WORKER);
     end_owner(dead);
     shared_bury(sh, SLOT_KEEPER);
     assert_int_equal(atomic_load(&theirs->pid), dead);
     shared_bury(sh, SLOT_WORKER);
     assert_int_equal(atomic_load(&theirs->pid), 0);
-    assert_null(shared_slot_of(sh, dead));
-    assert_non_null(shared_slot_of(sh, living));
-    assert_ptr_equal(shared_slot_of(sh, getpid()), own);
+    assert_null(shared_slot_of(sh, SLOT_WORKER, dead));
+    assert_non_null(shared_slot_of(sh, SLOT_WORKER, living));
+    assert_ptr_equal(shared_slot_of(sh, SLOT_WORKER, getpid()), own);
     assert_int_equal(counted_in(sh, METRIC_sessions_created_total), 42);
     end_owner(living);
     shared_close(sh);
