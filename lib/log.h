@@ -10,6 +10,10 @@
 enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 enum log_format { LOG_TEXT, LOG_JSON };
 
+/* For the first line of main(): of the descriptors 0 to 2 those that are closed are opened, on /dev/null. Else whatever
+ * is opened first would be standard error, and lines would go into it. */
+void log_keep_standard(void);
+
 /* `role` names the process in each line ("master", "worker"); `path` "" writes to standard error. The strings are
  * borrowed and must outlive the log. */
 bool log_open(const char *role, enum log_level level, enum log_format format, const char *path, struct err *e);

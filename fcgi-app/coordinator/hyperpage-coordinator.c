@@ -137,6 +137,7 @@ int main(int argc, char **argv)
     int code = 2;
     call.argc = argc;
     call.argv = argv;
+    log_keep_standard();
     struct config *cfg = config_load(argc, argv, environ, &asked, &warnings, &e);
     if (program_tells(&program, &asked, &code)) goto out;
     if (cfg == NULL || !check_config(cfg, !asked.check, &e) || !open_log(cfg, &e)) {

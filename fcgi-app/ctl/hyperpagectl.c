@@ -316,6 +316,7 @@ int main(int argc, char **argv)
     size_t count = 0;
     const struct command *cmd = NULL;
     enum ctl_exit code = CTL_USAGE;
+    log_keep_standard();
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) return help();
         if (strcmp(argv[i], "--version") == 0) return puts("hyperpagectl " HYPERPAGE_VERSION) < 0;

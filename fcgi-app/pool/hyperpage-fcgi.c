@@ -37,6 +37,7 @@ int main(int argc, char **argv)
     struct buf warnings = BUF_INIT(64 * 1024);
     struct err e;
     int code = 2;
+    log_keep_standard();
     struct config *cfg = config_load(argc, argv, environ, &call, &warnings, &e);
     if (program_tells(&program, &call, &code)) goto out;
     if (cfg == NULL || !master_check_config(cfg, !call.check, &e) ||

@@ -223,6 +223,16 @@ class FromSocket(fcgi.Client):
         self.sock = sock
 
 
+def test_closed_standard_descriptors_are_nothing_that_lines_could_go_into(folder, servers):
+    """Whatever is opened first would take their numbers: the log would be written into a socket, or into the shared state."""
+    pool = Pool(folder)
+    pool.command = ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', *pool.command]
+    servers.enter_context(pool)
+    assert pool.ask("GET", "/api/sessions").status == 200
+    for pid in (pool.pid, *pool.processes()):
+        assert {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (0, 1, 2)} == {"/dev/null"}
+
+
 # --- what only prints ---
 
 @pytest.mark.parametrize("asked, started_as, expected", [
