@@ -214,21 +214,28 @@ static size_t distance(const char *a, size_t a_len, const char *b, size_t b_len)
     return row[b_len];
 }
 
-/* The environment belongs to many programs: a name that is none of ours stops nothing, but a near miss is said. */
-static void warn_near_miss(const char *name, size_t len, struct buf *warnings)
+/* The environment belongs to many programs: a name that is none of ours stops nothing, but a near miss is noted, as
+ * "NAME NEAR". */
+static bool note_near_miss(const char *name, size_t len, const struct option *o, const char *suffix, struct buf *misses)
 {
-    for (size_t i = 0; i < OPTIONS; i++) {
-        size_t known = strlen(options[i].name);
-        if (known >= 7 && len >= 6 && distance(name, len, options[i].name, known) <= 2) {
-            char key[64];
-            name_in_capitals(&options[i], key);
-            buf_printf(warnings, "environment variable is no option, a near miss: name=%.*s near=%s\n", (int)len, name, key);
-            return;
-        }
-    }
+    char capitals[64], key[64 + sizeof "_FILE"];
+    name_in_capitals(o, capitals);
+    snprintf(key, sizeof key, "%s%s", capitals, suffix);
+    size_t known = strlen(key);
+    if (known < 7 || len < 6 || distance(name, len, key, known) > 2) return false;
+    buf_printf(misses, "%.*s %s\n", (int)len, name, key);
+    return true;
 }
 
-static bool read_environment(struct loaded *l, char *const environ_[], struct buf *warnings, struct err *e)
+static void find_near_miss(const char *name, size_t len, struct buf *misses)
+{
+    for (size_t i = 0; i < OPTIONS; i++)
+        if (note_near_miss(name, len, &options[i], "", misses) ||
+            (options[i].type == OPTION_SECRET && note_near_miss(name, len, &options[i], "_FILE", misses)))
+            return;
+}
+
+static bool read_environment(struct loaded *l, char *const environ_[], struct buf *misses, struct err *e)
 {
     for (size_t i = 0; environ_[i] != NULL; i++) {
         const char *eq = strchr(environ_[i], '=');
@@ -239,7 +246,7 @@ static bool read_environment(struct loaded *l, char *const environ_[], struct bu
             if (!isupper((unsigned char)environ_[i][c]) && environ_[i][c] != '_') capitals = false;
         if (!capitals) continue;
         if (!set_named(l, environ_[i], len, eq + 1, &known, e)) return false;
-        if (!known) warn_near_miss(environ_[i], len, warnings);
+        if (!known) find_near_miss(environ_[i], len, misses);
     }
     return true;
 }
@@ -282,14 +289,14 @@ static void read_call(int argc, char *const argv[], struct config_call *call)
 }
 
 struct config *config_load(int argc, char *const argv[], char *const environ_[], struct config_call *call,
-                           struct buf *warnings, struct err *e)
+                           struct buf *misses, struct err *e)
 {
     struct loaded *l = mem_alloc(sizeof *l);
     read_call(argc, argv, call);
     for (size_t i = 0; i < OPTIONS; i++)
         if (!set_value(l, &options[i], options[i].def, e)) goto fail;
     if (call->file != NULL && !read_file(l, call->file, e)) goto fail;
-    if (!read_environment(l, environ_, warnings, e)) goto fail;
+    if (!read_environment(l, environ_, misses, e)) goto fail;
     if (!read_arguments(l, argc, argv, e)) goto fail;
     return &l->config;
 fail:

@@ -28,10 +28,11 @@ struct config_call {
 };
 
 /* Reads argv[1..], the file named there, and the environment. On the first thing that is wrong: NULL and `e` with one
- * line naming the option, the value and what is allowed. Lines for the log that stop nothing (an environment variable
- * that looks like a misspelt option) go to `warnings`, one per line. The result is the caller's: config_free(). */
+ * line naming the option, the value and what is allowed. What stops nothing, environment variables that look like
+ * misspelt options, goes to `misses`, for the log once there is one, as lines "NAME NEAR". The result is the
+ * caller's: config_free(). */
 struct config *config_load(int argc, char *const argv[], char *const environ_[], struct config_call *call,
-                           struct buf *warnings, struct err *e);
+                           struct buf *misses, struct err *e);
 void config_free(struct config *c);
 
 void config_help(const char *program, const char *summary, struct buf *out);

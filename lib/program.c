@@ -29,11 +29,11 @@ int program_refuse(const struct program *p, const struct err *e)
     return 2;
 }
 
-void program_log_warnings(const struct buf *warnings)
+void program_log_near_misses(const struct buf *misses)
 {
-    for (const char *p = buf_text(warnings); *p != '\0';) {
-        size_t n = strcspn(p, "\n");
-        log_warn("%.*s", (int)n, p);
-        p += n + (p[n] == '\n');
+    for (const char *p = buf_text(misses); *p != '\0'; p += strcspn(p, "\n") + 1) {
+        size_t name = strcspn(p, " "), near = strcspn(p, "\n") - name - 1;
+        log_warn("environment variable is no option, a near miss: name=%.*s near=%.*s", (int)name, p, (int)near,
+                 p + name + 1);
     }
 }

@@ -15,7 +15,7 @@ bool program_tells(const struct program *p, const struct config_call *call, int 
  */
 int program_refuse(const struct program *p, const struct err *e);
 
-/* What config_load() has warned of, into the log. */
-void program_log_warnings(const struct buf *warnings);
+/* What config_load() has taken for misspelt options, into the log. */
+void program_log_near_misses(const struct buf *misses);
 
 #endif

@@ -58,21 +58,21 @@ static bool open_log(const struct config *cfg, struct err *e)
 static struct config *reload(void)
 {
     struct config_call ignored;
-    struct buf warnings = BUF_INIT(64 * 1024);
+    struct buf misses = BUF_INIT(64 * 1024);
     struct err e;
-    struct config *cfg = config_load(call.argc, call.argv, environ, &ignored, &warnings, &e);
+    struct config *cfg = config_load(call.argc, call.argv, environ, &ignored, &misses, &e);
     bool ok = cfg != NULL && check_config(cfg, true, &e);
     if (ok && strcmp(cfg->run_dir, call.run_dir) != 0)
         ok =
             err_set(&e, ERR_INPUT, "RUN_DIR=%.100s: a running coordinator stays at %.100s", cfg->run_dir, call.run_dir);
     if (ok && open_log(cfg, &e)) {
-        program_log_warnings(&warnings);
+        program_log_near_misses(&misses);
     } else {
         log_error("options stay the old ones: error=\"%s\"", e.text);
         config_free(cfg);
         cfg = NULL;
     }
-    buf_done(&warnings);
+    buf_done(&misses);
     return cfg;
 }
 
@@ -132,25 +132,25 @@ static int work(struct config **cfg, struct err *e)
 int main(int argc, char **argv)
 {
     struct config_call asked;
-    struct buf warnings = BUF_INIT(64 * 1024);
+    struct buf misses = BUF_INIT(64 * 1024);
     struct err e = { .kind = ERR_NONE };
     int code = 2;
     call.argc = argc;
     call.argv = argv;
     log_keep_standard();
-    struct config *cfg = config_load(argc, argv, environ, &asked, &warnings, &e);
+    struct config *cfg = config_load(argc, argv, environ, &asked, &misses, &e);
     if (program_tells(&program, &asked, &code)) goto out;
     if (cfg == NULL || !check_config(cfg, !asked.check, &e) || !open_log(cfg, &e)) {
         code = program_refuse(&program, &e);
     } else if (asked.check) {
         code = 0;
     } else {
-        program_log_warnings(&warnings);
+        program_log_near_misses(&misses);
         code = work(&cfg, &e);
         if (code == 2) program_refuse(&program, &e);
     }
 out:
-    buf_done(&warnings);
+    buf_done(&misses);
     config_free(cfg);
     free(call.run_dir);
     return code;

@@ -292,11 +292,11 @@ static bool become_owner(const char *run_dir)
 static enum ctl_exit run(struct ctl *c, const struct command *cmd)
 {
     struct config_call call;
-    struct buf warnings = BUF_INIT(64 * 1024);
+    struct buf misses = BUF_INIT(64 * 1024);
     struct err e;
     enum ctl_exit code;
-    c->config = config_load(c->argc, c->argv, environ, &call, &warnings, &e);
-    buf_done(&warnings);
+    c->config = config_load(c->argc, c->argv, environ, &call, &misses, &e);
+    buf_done(&misses);
     if (c->config == NULL) return ctl_failed(c, &e);
     /* What the library warns of, a command says itself where it fails for it. */
     if (!log_open("ctl", LOG_ERROR, LOG_TEXT, "", &e)) return ctl_failed(c, &e);

@@ -34,11 +34,11 @@ static int run_single(const struct config *cfg, struct err *e)
 int main(int argc, char **argv)
 {
     struct config_call call;
-    struct buf warnings = BUF_INIT(64 * 1024);
+    struct buf misses = BUF_INIT(64 * 1024);
     struct err e;
     int code = 2;
     log_keep_standard();
-    struct config *cfg = config_load(argc, argv, environ, &call, &warnings, &e);
+    struct config *cfg = config_load(argc, argv, environ, &call, &misses, &e);
     if (program_tells(&program, &call, &code)) goto out;
     if (cfg == NULL || !master_check_config(cfg, !call.check, &e) ||
         !log_open("master", (enum log_level)cfg->log_level, (enum log_format)cfg->log_format, cfg->log_file, &e)) {
@@ -46,14 +46,14 @@ int main(int argc, char **argv)
     } else if (call.check) {
         code = 0;
     } else {
-        program_log_warnings(&warnings);
+        program_log_near_misses(&misses);
         struct master_options o = { .config = cfg, .argc = argc, .argv = argv };
         code = cfg->workers == 0 ? run_single(cfg, &e) : master_run(&o, &e);
         cfg = o.config;
         if (code == 2) program_refuse(&program, &e);
     }
 out:
-    buf_done(&warnings);
+    buf_done(&misses);
     config_free(cfg);
     return code;
 }

@@ -424,16 +424,16 @@ static void stop(enum stopping how)
 static void reload(void)
 {
     struct config_call call;
-    struct buf warnings = BUF_INIT(8192);
+    struct buf misses = BUF_INIT(8192);
     struct err e;
     extern char **environ;
-    struct config *cfg = config_load(m.o->argc, m.o->argv, environ, &call, &warnings, &e);
+    struct config *cfg = config_load(m.o->argc, m.o->argv, environ, &call, &misses, &e);
     bool ok = cfg != NULL && (cfg->workers != 0 || err_set(&e, ERR_INPUT, "WORKERS=0: a pool that runs keeps its master"));
     if (cfg != NULL && (!ok || !master_check_config(cfg, true, &e))) {
         config_free(cfg);
         cfg = NULL;
     }
-    buf_done(&warnings);
+    buf_done(&misses);
     if (cfg == NULL) {
         log_error("reload refused, the old configuration stays: error=\"%s\"", e.text);
         metrics_add(METRIC_reloads_refused, 1);
