@@ -651,8 +651,15 @@ static void finish_round(struct store_embedded *se, bool committed, const struct
     }
 }
 
-/* Runs the round's writes in the transaction that is open. One that fails does not hurt the others, unless SQLite
- * had to roll everything back. */
+/* Has a write that failed changed something all the same? (What make_room() does before it says ERR_FULL is whole.) */
+static bool is_half_done(struct store_embedded *se, const struct op *op, int64_t changes_before)
+{
+    return !op->ok && op->err.kind != ERR_FULL && sqlite3_total_changes64(se->db) != changes_before;
+}
+
+/* Runs the round's writes in the transaction that is open. One that fails does not hurt the others, unless SQLite had
+ * to roll everything back, or half of what it is made of would be committed: a rotation's old id gone, and no new one.
+ */
 static void commit_round(struct store_embedded *se)
 {
     struct op *op;
@@ -662,7 +669,9 @@ static void commit_round(struct store_embedded *se)
     TAILQ_FOREACH(op, &se->round, link)
     {
         if (!open || is_late(op, now_ms)) continue;
+        int64_t before = sqlite3_total_changes64(se->db);
         op->ok = op_run[op->kind](se, op);
+        if (is_half_done(se, op, before)) run(se, SQL_ROLLBACK, NULL);
         open = !sqlite3_get_autocommit(se->db);
         if (!open) failure = op->err;
     }

@@ -44,7 +44,7 @@ struct sqlite3;
 
 /* Runs `work` in the write transaction of this round, in the order in which writes were asked for, and returns once it
  * is committed; in a task that parks, in plain code it happens at once. It must not park. If it returns false its `e`
- * is the answer, and what it had changed before stays: so it changes last. now_ms is wall time. */
+ * is the answer; had it changed something before, nothing of the round is written. now_ms is wall time. */
 typedef bool store_embedded_work_fn(void *ctx, struct sqlite3 *db, int64_t now_ms, struct err *e);
 bool store_embedded_transact(struct store_embedded *se, store_embedded_work_fn *work, void *ctx, int64_t deadline_ms,
                              struct err *e);

@@ -1,6 +1,8 @@
 #include "refuge_cases.h"
 #include "twice.h"
 
+#include <sqlite3.h>
+
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -498,6 +500,56 @@ static void work_that_fails_hurts_no_other_write_and_says_why(void)
     assert_int_equal(err.kind, ERR_UNAVAILABLE);
 }
 
+static bool half_do(void *ctx, struct sqlite3 *db, int64_t now_ms, struct err *e)
+{
+    (void)ctx, (void)now_ms;
+    assert_int_equal(sqlite3_exec(db, "UPDATE sessions SET doc = 'half'", NULL, NULL, NULL), SQLITE_OK);
+    return err_set(e, ERR_INTERNAL, "the other half");
+}
+
+/* A round of two tasks: what one of them has done before it failed must not be committed with what the other does. */
+static bool half_ok, whole_ok;
+
+static void half_do_in_task(void *arg)
+{
+    struct err e;
+    half_ok = store_embedded_transact(arg, half_do, NULL, soon(), &e);
+    assert_string_equal(e.text, "the other half");
+}
+
+static void create_beside_it(void *arg)
+{
+    struct store_terms terms = { .ttl_ms = 60000, .minted = true };
+    struct store_result made;
+    struct err e = { 0 };
+    whole_ok = store_embedded_ops.create(arg, "beside", BYTES_LITERAL("{}"), &terms, soon(), &made, &e);
+    assert_string_equal(e.text, "the other half");
+}
+
+static void work_that_fails_half_done_takes_its_round_with_it(void **state)
+{
+    (void)state;
+    struct store_terms terms = { .ttl_ms = 60000, .minted = true };
+    struct buf doc = BUF_INIT(64);
+    struct store_result made;
+    clock_set(-1, -1);
+    must(store_embedded_ops.create(embedded, "there", BYTES_LITERAL("{}"), &terms, soon(), &made, &err));
+    half_ok = whole_ok = true;
+    task_start(create_beside_it, embedded);
+    task_start(half_do_in_task, embedded);
+    task_run_ready();
+    store_embedded_ops.flush(embedded);
+    task_run_ready();
+    assert_false(half_ok);
+    assert_false(whole_ok);
+    must(store_embedded_ops.get(embedded, "there", 0, soon(), &doc, &made, &err));
+    assert_string_equal(buf_text(&doc), "{}");
+    must(store_embedded_ops.get(embedded, "beside", 0, soon(), &doc, &made, &err));
+    assert_false(made.found);
+    buf_done(&doc);
+    task_free_stacks(0);
+}
+
 struct asker {
     const char *id;
     bool done;
@@ -551,6 +603,7 @@ int main(void)
         CASE(sessions_of_the_embedded_store_become_rows_that_were_born_here),
         cmocka_unit_test_setup_teardown(what_was_acknowledged_survives_a_kill_at_any_moment, refuge_begin, refuge_end),
         CASE(work_that_fails_hurts_no_other_write_and_says_why),
+        cmocka_unit_test_setup_teardown(work_that_fails_half_done_takes_its_round_with_it, refuge_begin, refuge_end),
         cmocka_unit_test_setup_teardown(writes_of_a_round_share_its_transaction, refuge_begin, refuge_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
