@@ -205,6 +205,8 @@ static bool read_address(struct bytes text, struct network *n)
     const char *colon = memchr(text.at ? text.at : "", ':', text.len);
     if (bracket == NULL && colon != NULL && memchr(colon + 1, ':', text.len - (size_t)(colon + 1 - text.at)) == NULL)
         text.len = (size_t)(colon - text.at); /* IPv4:port */
+    const char *zone = text.len > 0 ? memchr(text.at, '%', text.len) : NULL;
+    if (zone != NULL && memchr(text.at, ':', text.len) != NULL) text.len = (size_t)(zone - text.at);
     if (text.len == 0 || text.len >= sizeof s) return false;
     memcpy(s, text.at, text.len);
     s[text.len] = '\0';
@@ -265,6 +267,13 @@ bool http_networks_check(const char *list, struct bytes *bad)
     return true;
 }
 
+static bool is_blank(struct bytes text)
+{
+    size_t i = 0;
+    while (i < text.len && isspace((unsigned char)text.at[i])) i++;
+    return i == text.len;
+}
+
 static void write_address(const struct network *n, char out[64])
 {
     if (inet_ntop(n->family, n->address, out, 64) == NULL) out[0] = '\0';
@@ -283,10 +292,12 @@ void http_client_address(const struct request *rq, const char *trusted, char out
         while (end > 0) { /* from the right: each hop was added by the one behind it */
             size_t start = end;
             while (start > 0 && chain[start - 1] != ',') start--;
-            if (!read_address((struct bytes){ chain + start, end - start }, &hop)) break;
+            struct bytes item = { chain + start, end - start };
+            end = start > 0 ? start - 1 : 0;
+            if (is_blank(item)) continue; /* an element of a list that says nothing */
+            if (!read_address(item, &hop)) break;
             found = hop;
             if (!whole_chain && !is_trusted(trusted, &hop)) break;
-            end = start > 0 ? start - 1 : 0;
         }
     }
     write_address(&found, out);
