@@ -64,6 +64,13 @@ static void refuse_method(struct exchange *x)
     response_error(&x->rs, 405, "METHOD_NOT_ALLOWED", "This path does not know this method");
 }
 
+/* Without a token that opens them there are no paths for administrators, whatever the method. */
+static bool is_hidden(const struct exchange *x)
+{
+    bool admin = x->endpoint == ENDPOINT_ADMIN_SESSIONS || x->endpoint == ENDPOINT_ADMIN_MESSAGES;
+    return admin && x->api->config->admin_token[0] == '\0';
+}
+
 void routes_answer(struct exchange *x)
 {
     x->route = -1;
@@ -77,7 +84,7 @@ void routes_answer(struct exchange *x)
             return;
         }
     }
-    if (x->endpoint == ENDPOINT_NONE)
+    if (x->endpoint == ENDPOINT_NONE || is_hidden(x))
         response_error(&x->rs, 404, "NOT_FOUND", "There is nothing at this path");
     else
         refuse_method(x);

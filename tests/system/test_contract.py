@@ -708,6 +708,8 @@ ERRORS = [  # method, URI, body; status, code, message, pointer, reason. {id} is
     (("get", "/api/sessions", ""), 405, *NO_METHOD), (("BREW", "/api/sessions", ""), 405, *NO_METHOD),
     (("POST", "/api/sessions/{id}", "{}"), 405, *NO_METHOD), (("PUT", "/api/sessions/{id}", "{}"), 405, *NO_METHOD),
     (("POST", "/api/health/live", "{}"), 405, *NO_METHOD), (("DELETE", "/api/metrics", ""), 405, *NO_METHOD),
+    (("GET", "/api/admin/sessions", ""), 404, *NO_PATH), (("PUT", "/api/admin/sessions", "{}"), 404, *NO_PATH),
+    (("GET", "/api/admin/coordination/messages", ""), 404, *NO_PATH),
 ]
 
 

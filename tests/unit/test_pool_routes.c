@@ -6,11 +6,16 @@
 #include <string.h>
 
 static struct exchange x;
+static struct config config;
+static struct api api = { .config = &config };
 
 static int begin_exchange(void **state)
 {
     (void)state;
     memset(&x, 0, sizeof x);
+    x.api = &api;
+    x.rq.authorization = "";
+    config.admin_token = "token";
     x.route = 4711;
     response_init(&x.rs, 65536);
     return 0;
@@ -90,6 +95,19 @@ static void a_method_that_a_path_does_not_know_is_405_with_those_it_knows(void *
     }
 }
 
+static void without_a_token_that_opens_them_administrators_paths_are_404_for_every_method(void **state)
+{
+    (void)state;
+    config.admin_token = "";
+    for (enum http_method m = HTTP_GET; m <= HTTP_OTHER; m++) {
+        ask(m, "/api/admin/sessions");
+        assert_int_equal(x.rs.status, 404);
+        ask(m, "/api/admin/coordination/messages");
+        assert_int_equal(x.rs.status, 404);
+        assert_int_equal(x.rs.headers.len, 0);
+    }
+}
+
 /* Liveness is a route that needs nothing. */
 static void a_route_that_fits_answers(void **state)
 {
@@ -118,6 +136,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         EXCHANGE(a_path_that_is_none_is_404),
         EXCHANGE(a_method_that_a_path_does_not_know_is_405_with_those_it_knows),
+        EXCHANGE(without_a_token_that_opens_them_administrators_paths_are_404_for_every_method),
         EXCHANGE(a_route_that_fits_answers),
         cmocka_unit_test(a_route_s_name_is_its_pattern_and_never_a_path),
     };
