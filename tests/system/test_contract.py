@@ -755,7 +755,22 @@ def test_a_stored_value_that_is_no_object_is_reported_and_kept(place, value):
         assert answer.status == 500
         assert answer.body == error_body("SESSION_CORRUPT", "What is stored under this id is no session document")
     assert place.ask("HEAD", f"/api/sessions/{session_id}").status == 500
+    assert code_of(place.ask(*CHANGES["DELETE"](session_id), headers={"If-Match": "*"})) == (500, "SESSION_CORRUPT")
     assert place.stored(session_id) == before
+    assert said(place.ask(*CHANGES["DELETE"](session_id))), "whoever wants it gone gets that"
+    assert place.stored(session_id) is None
+
+
+def test_the_log_line_of_an_error_holds_the_request_s_id(make_place):
+    place = make_place()
+    session_id = place.put("[]")
+    for given in ("from.the-client_1", None):
+        answer = place.ask("GET", f"/api/sessions/{session_id}", headers={"X-Request-Id": given} if given else {})
+        request_id = answer.headers["X-Request-Id"]
+        assert answer.status == 500 and given in (None, request_id)
+        wait_until(lambda: re.search(rf"request failed: method=GET route=/api/sessions/\* status=500 error=.* request={request_id}$",  # pylint: disable=W0640
+                                     place.pool.log(), re.M), "the line")
+    assert session_id not in place.pool.log()
 
 
 def test_a_key_of_another_type_is_reported_and_kept(folder, servers):
