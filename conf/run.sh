@@ -64,10 +64,11 @@ listening() { # unix:PATH | HOST:PORT
     esac
 }
 
-# Sets `master` to the one that serves at RUN_DIR, if one does: also one that took over from ours (USR2). Builtins only:
-# bash can lose a Ctrl-C that comes while it waits for a command.
+# Sets `master` to the one that serves at RUN_DIR, if one does: also one that took over from ours (USR2). What a power cut has
+# left in the file is anybody's process by now. Builtins only: bash can lose a Ctrl-C that comes while it waits for a command.
 find_master() {
-    { read -r master < "$RUN_DIR/pool.pid"; } 2> /dev/null && kill -0 "$master" 2> /dev/null
+    local comm
+    { read -r master < "$RUN_DIR/pool.pid" && read -r comm < "/proc/$master/comm"; } 2> /dev/null && [[ $comm == hyperpage-fcgi ]]
 }
 
 here=$BIND

@@ -74,6 +74,18 @@ def test_a_second_one_in_the_same_folders_is_refused_and_harms_nothing(folder, s
     assert run.ask("GET", "/api/sessions").status == 200
 
 
+def test_a_pid_file_that_a_power_cut_has_left_is_nobody_s(folder, servers):
+    """The number in it belongs to somebody else by now, to whom nothing may happen."""
+    (folder / "my run").mkdir()
+    with subprocess.Popen(["sleep", "300"]) as somebody:
+        (folder / "my run/pool.pid").write_text(f"{somebody.pid}\n")
+        run = servers.enter_context(Run(folder))
+        assert run.ask("GET", "/api/sessions").status == 200
+        run.stop()
+        assert somebody.poll() is None
+        somebody.kill()
+
+
 def test_ctrl_c_in_a_terminal_stops_it(folder, servers, kind):
     terminal, run_end = os.openpty()
     run = Run(folder, ["setsid", "--ctty", REPO / "conf/run.sh"], FRONT=kind)
