@@ -317,6 +317,26 @@ def test_a_redis_whose_name_nobody_knows_yet_is_away_too(folder, servers):
     assert "no-such-host.invalid" in pool.log()
 
 
+def test_each_address_of_redis_name_is_tried(folder, servers, kept):
+    """As where localhost is ::1 first, or a name has a server that is gone beside the one that serves."""
+    hosts, inside = folder / "hosts", ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]),
+                                       "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', folder / "hosts"]
+    hosts.write_text("".join(f"{address} redis.test\n" for address in ("127.0.0.2", "127.0.0.3", "127.0.0.1")))
+    seen = subprocess.run([*inside, "getent", "ahostsv4", "redis.test"], capture_output=True, text=True, check=False).stdout
+    if len(set(re.findall(r"127\.0\.0\.\d", seen))) < 3:
+        pytest.skip("a name cannot have several addresses here")
+    pool = Pool(folder, REDIS_URL=f"redis://redis.test:{kept.port}/0", WORKERS=1, **NO_REFUGE)
+    pool.command = [str(word) for word in inside] + pool.command
+    servers.enter_context(pool)
+    session_id = create(pool)
+    for _ in range(3):
+        kept.stop(signal.SIGKILL)
+        assert status(pool, session_id) == 503
+        kept.start()
+        assert_back(pool, session_id)
+        session_id = create(pool)
+
+
 @pytest.mark.parametrize("state", ["loading", "read-only", "out of memory"])
 def test_redis_may_refuse(folder, servers, kept, state):
     pool = servers.enter_context(Pool(folder, REDIS_URL=kept.url, **NO_REFUGE))
