@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from servers import Pool, Redis, Server, wait_until
+from servers import NO_QUARANTINE, Pool, Redis, Server, wait_until
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -807,7 +807,7 @@ def private_kib(pid):
 
 @pytest.mark.parametrize("kind", ["redis", "embedded"])
 def test_hostile_input_is_refused_and_makes_no_worker_grow(folder, servers, kind):
-    place = Place(kind, folder, servers, WORKERS=1)
+    place = Place(kind, folder, servers, WORKERS=1, **NO_QUARANTINE)
     session_id = place.create()
     before = place.stored(session_id)
     workers, grown = place.pool.processes(), {}

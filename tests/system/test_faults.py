@@ -62,7 +62,7 @@ def workers_of(pool):
 # --- workers die ---
 
 def test_nothing_acknowledged_is_lost_when_workers_are_killed_under_load(make_pool, folder, servers):
-    pool = make_pool(WORKERS=2).all_serve()
+    pool = make_pool(WORKERS=2, REDIS_TIMEOUT_MS=4000).all_serve()
     load = servers.enter_context(Load(servers.enter_context(Front(folder, "nginx", f"unix:{pool.address}")).port))
     took, end = [], time.monotonic() + (20 if LONG else 5)
     while time.monotonic() < end:
@@ -89,7 +89,7 @@ def test_nothing_acknowledged_is_lost_when_workers_are_killed_under_load(make_po
 
 
 def test_a_replacement_serves_at_once(make_pool):
-    pool = make_pool(WORKERS=1).all_serve()
+    pool = make_pool(WORKERS=1, REDIS_TIMEOUT_MS=4000).all_serve()
     session_id, took = create(pool), []
     for _ in range(20):
         watch = Stopwatch(pool)

@@ -20,7 +20,7 @@ import pytest
 
 import fcgi
 from load import Load, failures
-from servers import Front, Pool, Stopwatch, free_port, name_of, wait_until
+from servers import NO_QUARANTINE, Front, Pool, Stopwatch, free_port, name_of, wait_until
 
 LONG = os.environ.get("HYPERPAGE_LONG") == "1"
 WAIT_S = 0.05
@@ -59,7 +59,7 @@ def pool(request, folder, servers):
 
 @pytest.fixture
 def unix_pool(folder, servers):
-    return servers.enter_context(Pool(folder, WORKERS=2, REQUEST_TIMEOUT_MS=1000))
+    return servers.enter_context(Pool(folder, WORKERS=2, REQUEST_TIMEOUT_MS=1000, **NO_QUARANTINE))
 
 
 GOOD = fcgi.request("PATCH", "/api/sessions/none", b'{"a":1}')

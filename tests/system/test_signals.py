@@ -419,10 +419,10 @@ def test_a_new_binary_that_never_serves_is_given_up(folder, servers, subreaper):
 @pytest.mark.parametrize("broken", ["workers cannot start", "master cannot start"])
 def test_a_new_binary_that_is_given_up_leaves_the_old_one_its_socket(folder, servers, subreaper, broken):
     """It is the right program, it listens on the same socket, and it takes its leave: the path is not its own to remove."""
-    pool = Upgradable(folder, DRAIN_TIMEOUT=1)
+    pool = Upgradable(folder)
     del pool.env["STATE_DIR"], pool.env["RUN_DIR"]
     good, pid_file = f"RUN_DIR={folder}/run\nSTATE_DIR={folder}/state\n", folder / "run/pool.pid"
-    pool.file.write_text(good)
+    pool.file.write_text(good + "DRAIN_TIMEOUT=1\n")
     servers.enter_context(pool)
     session_id, before = create(pool), workers(pool)
     if broken == "workers cannot start":
@@ -443,6 +443,7 @@ def test_a_new_binary_that_is_given_up_leaves_the_old_one_its_socket(folder, ser
     assert pool.ask("GET", f"/api/sessions/{session_id}").status == 200
     assert int(pid_file.read_text()) == pool.pid
     pool.file.write_text(good)
+    pool.reload()
     pool.upgrade()
     wait_until(lambda: int(pid_file.read_text()) == pool.pid, "it names the new one")
     assert pool.ask("GET", f"/api/sessions/{session_id}").status == 200
