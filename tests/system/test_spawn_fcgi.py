@@ -109,3 +109,24 @@ def test_a_master_takes_the_socket_of_spawn_fcgi(folder, servers):
     processes = children(master.pid)
     assert master.stop() == 0
     assert [pid for pid in processes if alive(pid)] == []
+
+
+def test_a_new_binary_takes_over_the_socket_of_spawn_fcgi(folder, servers):
+    """Descriptor 0 goes on from program to program."""
+    master = servers.enter_context(SpawnedMaster(folder))
+    pid_file = folder / "run/pool.pid"
+    wait_until(pid_file.exists, "all workers serve")
+    session_id = create(master.address)
+    new = master.pid
+    try:
+        for _ in range(2):
+            old = new
+            os.kill(old, signal.SIGUSR2)
+            wait_until(lambda: not alive(old) and int(pid_file.read_text()) != old, "a new master serves")  # pylint: disable=W0640
+            new = int(pid_file.read_text())
+            assert fcgi.ask(master.address, "GET", f"/api/sessions/{session_id}").status == 200
+            assert len(children(new)) == 2 + KEEPERS
+    finally:
+        if new != master.pid:
+            os.kill(new, signal.SIGTERM)
+    wait_until(lambda: not alive(new), "it has left")
