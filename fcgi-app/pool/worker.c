@@ -24,6 +24,7 @@
 #define ACCEPT_AT_ONCE 16   /* then the others have a chance too */
 #define TIDY_MS 1000
 #define OUT_OF_DESCRIPTORS_PAUSE_MS 100
+#define COMPLAINT_MS                1000 /* and so often it is said, at most */
 #define BUSY_PAUSE_MS 20    /* between steps of a worker that keeps house itself */
 #define IDLE_PAUSE_MS 250
 #define QUIET_MS 500        /* a pool that stops lets kept connections go after so much silence */
@@ -42,7 +43,7 @@ struct worker {
     struct store *store;
     enum leaving leaving;
     bool listening, way_full, tired;
-    int64_t listen_again_ms, tidy_at_ms, housekeep_at_ms, last_arrival_ms;
+    int64_t listen_again_ms, complain_ms, tidy_at_ms, housekeep_at_ms, last_arrival_ms;
     uint64_t leave_after; /* requests; 0: never */
 };
 
@@ -75,6 +76,18 @@ static void stop_listening(struct worker *w)
     w->listening = false;
 }
 
+/* Out of descriptors or memory: the listener would wake us without end. Other workers may have room. */
+static void cannot_accept(int error)
+{
+    int64_t now_ms = clock_mono_ms();
+    if (now_ms >= self->complain_ms) {
+        log_error("connections cannot be accepted: error=\"%s\" open=%zu", strerror(error), self->connections.open);
+        self->complain_ms = now_ms + COMPLAINT_MS;
+    }
+    stop_listening(self);
+    self->listen_again_ms = now_ms + OUT_OF_DESCRIPTORS_PAUSE_MS;
+}
+
 static void accept_up_to(struct watch *listener, int most)
 {
     for (int i = 0; i < most; i++) {
@@ -86,11 +99,7 @@ static void accept_up_to(struct watch *listener, int most)
             continue;
         }
         if (errno == EINTR || errno == ECONNABORTED) continue;
-        if (errno != EAGAIN) { /* out of descriptors or memory: the listener would wake us without end */
-            log_error("connections cannot be accepted: error=\"%s\" open=%zu", strerror(errno), self->connections.open);
-            stop_listening(self);
-            self->listen_again_ms = clock_mono_ms() + OUT_OF_DESCRIPTORS_PAUSE_MS;
-        }
+        if (errno != EAGAIN) cannot_accept(errno);
         return;
     }
 }

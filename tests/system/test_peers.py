@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import random
+import select
 import signal
 import socket
 import statistics
@@ -15,6 +16,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 
 import pytest
 
@@ -329,6 +331,35 @@ def test_a_second_web_server_on_the_same_socket_does_not_wait_for_the_256_client
     assert failures(figures) == (0, 0), figures["first_failures"]
     assert statistics.median(waited) < WAIT_S * CI_FACTOR
     assert max(waited) < 5, "no kept connection ends so soon"
+
+
+def test_out_of_descriptors_who_is_in_is_served_and_the_others_once_there_is_room(folder, servers):
+    pool = Pool(folder, WORKERS=1)
+    pool.command = ["sh", "-c", 'ulimit -n 60; exec "$0" "$@"', *pool.command]
+    servers.enter_context(pool).all_serve()
+    request = fcgi.request("GET", LIVE, keep_conn=True)
+    with contextlib.ExitStack() as stack:
+        clients = []
+        while "connections cannot be accepted" not in pool.log():
+            clients.append(stack.enter_context(pool.connect()))
+            clients[-1].send(request)
+            wait_until(lambda: "connections cannot be accepted" in pool.log() or select.select([clients[-1].sock], [], [], 0)[0],
+                       "it is answered, or there is no room")
+        *served, last = clients  # it may be in or not; a further one is not
+        waits = stack.enter_context(pool.connect())
+        waits.send(request)
+        started = time.monotonic()
+        assert [client.receive().status for client in served] == [200] * len(served)
+        while time.monotonic() < started + 1.2:
+            for client in served:
+                client.send(request)
+                assert client.receive().status == 200, "those that are in go on"
+        for client in served[:20]:
+            client.sock.close()
+        assert last.receive().status == waits.receive().status == pool.ask("GET", LIVE).status == 200
+        said = pool.log().count("connections cannot be accepted")
+        print(f"{len(served)} were in; said {said} times in {time.monotonic() - started:.1f} s")
+        assert said <= 2 + (time.monotonic() - started)
 
 
 def test_a_kept_connection_serves_a_thousand_requests(pool):
