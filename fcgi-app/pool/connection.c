@@ -437,11 +437,17 @@ static bool parse(struct connection *c, struct exchange *x)
     return whole;
 }
 
-/* Ends the request in libfcgi, which writes what it still holds; true if the connection can take another one. */
+/* Ends the request in libfcgi, which writes what it still holds; true if the connection can take another one. Of an
+ * answer that could not be written whole nothing more is: with END_REQUEST behind it the web server would take it for
+ * one. */
 static bool finish(struct connection *c, bool ok)
 {
     if (c->watch.fd < 0) return false;
-    bool keep = ok && c->fcgi.keepConnection;
+    if (!ok) {
+        FCGX_Free(&c->fcgi, 0);
+        return false;
+    }
+    bool keep = c->fcgi.keepConnection;
     c->fcgi.keepConnection = 1; /* closing is ours... */
     FCGX_Detach(&c->fcgi);
     c->fcgi.ipcFd = c->watch.fd;
