@@ -54,9 +54,19 @@ class Normal:
 
 
 @pytest.fixture(params=["unix", "tcp"])
-def pool(request, folder, servers):
-    listen = f"unix:{folder}/fcgi.sock" if request.param == "unix" else f"127.0.0.1:{free_port()}"
+def listen(request, folder):
+    return f"unix:{folder}/fcgi.sock" if request.param == "unix" else f"127.0.0.1:{free_port()}"
+
+
+@pytest.fixture
+def pool(listen, folder, servers):
     return servers.enter_context(Pool(folder, WORKERS=2, LISTEN=listen, REQUEST_TIMEOUT_MS=1000))
+
+
+@pytest.fixture
+def patient_pool(listen, folder, servers):
+    """For requests that take their time, and on a busy machine more of it."""
+    return servers.enter_context(Pool(folder, WORKERS=2, LISTEN=listen, REQUEST_TIMEOUT_MS=60000))
 
 
 @pytest.fixture
@@ -120,8 +130,8 @@ def test_silent_and_half_requests_cost_nobody_anything_and_are_closed_in_time(po
     normal.judge(f"{len(cuts)} peers that stopped")
 
 
-def test_byte_by_byte_requests_are_answered_and_hold_nobody(pool):
-    normal = Normal(pool)
+def test_byte_by_byte_requests_are_answered_and_hold_nobody(patient_pool):
+    pool, normal = patient_pool, Normal(patient_pool)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(pool.connect()) for _ in range(20)]
         for at in range(len(GOOD)):
@@ -380,8 +390,8 @@ def test_a_kept_connection_serves_a_thousand_requests(pool):
 
 
 @pytest.mark.parametrize("record_bytes", [16, 1000, fcgi.RECORD_MAX_BYTES])
-def test_a_body_in_records_of_any_size(pool, record_bytes):
-    normal = Normal(pool)
+def test_a_body_in_records_of_any_size(patient_pool, record_bytes):
+    pool, normal = patient_pool, Normal(patient_pool)
     uri = f"/api/sessions/{normal.session_id}"
     for keep_conn in (False, True):
         with pool.connect() as client:
