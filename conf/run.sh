@@ -114,7 +114,7 @@ stop() {
     done
     while [[ -n ${serves:-} ]] && find_master; do # one that took over is no child of ours: no wait for it
         kill -TERM "$master"
-        sleep 0.05
+        while [[ -e /proc/$master/exe ]]; do sleep 0.05; done # its pid file goes before it does
     done
 }
 trap 'stop; exit 0' INT TERM HUP
