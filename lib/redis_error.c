@@ -29,8 +29,20 @@ static const struct redis_error errors[] = {
 /* clang-format on */
 static const struct redis_error unknown = { "", ERR_UNAVAILABLE, false, true, REDIS_NOTHING_HELPS };
 
+/* Before 7.0 Redis puts a script's failure behind where it came from, once or twice: "ERR Error running script (call to
+ * f_SHA): @user_script:1: WRONGTYPE Operation ..." or "...: @user_script:1: @user_script: 1: -READONLY You can't ...". */
+static const char *unwrapped(const char *reply_text)
+{
+    static const char wrapper[] = "ERR Error running script", place[] = "user_script:";
+    const char *inner = reply_text;
+    if (strncmp(reply_text, wrapper, sizeof wrapper - 1) != 0) return reply_text;
+    for (const char *at = reply_text; (at = strstr(at, place)) != NULL;) inner = at += sizeof place - 1;
+    return inner + strspn(inner, " 0123456789:-");
+}
+
 const struct redis_error *redis_error_of(const char *reply_text)
 {
+    reply_text = unwrapped(reply_text);
     for (size_t i = 0; i < sizeof errors / sizeof errors[0]; i++) {
         size_t len = strlen(errors[i].code);
         bool same = strncmp(reply_text, errors[i].code, len) == 0;

@@ -33,7 +33,16 @@ static void every_reply_is_an_outage_or_a_mistake_or_neither(void **state)
         { "TRYAGAIN Multiple keys request", ERR_UNAVAILABLE, false, false, REDIS_WAIT_A_BIT },
         { "NOSCRIPT No matching script", ERR_UNAVAILABLE, false, true, REDIS_SEND_SCRIPT },
         { "OOM", ERR_UNAVAILABLE, true, false, REDIS_NOTHING_HELPS },
-        { "", ERR_UNAVAILABLE, false, true, REDIS_NOTHING_HELPS },
+        /* as servers before 7.0 tell of a script's failure */
+        { "ERR Error running script (call to f_0a9a51ee): @user_script:4: @user_script: 4: -READONLY You can't write",
+          ERR_UNAVAILABLE, true, false, REDIS_LOOK_AGAIN },
+        { "ERR Error running script (call to f_0a9a51ee): @user_script:4: @user_script: 4: -OOM command not allowed",
+          ERR_UNAVAILABLE, true, false, REDIS_NOTHING_HELPS },
+        { "ERR Error running script (call to f_0a9a51ee): @user_script:1: WRONGTYPE Operation against a key",
+          ERR_CORRUPT, false, false, REDIS_NOTHING_HELPS },
+        { "ERR Error running script (call to f_0a9a51ee): @user_script:1: bad argument", ERR_UNAVAILABLE, false, true,
+          REDIS_NOTHING_HELPS },
+        { "ERR Error running script", ERR_UNAVAILABLE, false, true, REDIS_NOTHING_HELPS },
     };
     for (size_t i = 0; i < sizeof replies / sizeof replies[0]; i++) {
         struct err e = { .away = !replies[i].away };
