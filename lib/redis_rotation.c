@@ -15,8 +15,11 @@
  * that the mark has lost. */
 
 /* Ends the id of KEYS[1], whose session has a new one: where ARGV[1] stands it goes, with the mark ARGV[2] for ARGV[3]
- * ms in KEYS[2], and the answer is the life that it had left. Else what stands there now; or, of an id that was rotated
- * in the last ARGV[4] ms, a list with its mark; or nil. With '' as ARGV[1] this only reads. */
+ * ms in KEYS[2], and the answer is the life that it had left. Else a list of what stands there now and Redis' time in ms;
+ * or, of an id that was rotated in the last ARGV[4] ms, a list with its mark; or nil. With '' as ARGV[1] this only reads.
+ *
+ * Nothing ends after the time ARGV[5]: a Redis that stood still, or a network, may bring the script to its turn when the
+ * new id has long died with its short life. */
 const char *const redis_rotation_script =
     "local now = redis.call('GET', KEYS[1])\n"
     "if not now then\n"
@@ -24,7 +27,9 @@ const char *const redis_rotation_script =
     "  if not mark or redis.call('PTTL', KEYS[2]) < ARGV[3] - ARGV[4] then return nil end\n"
     "  return {mark}\n"
     "end\n"
-    "if now ~= ARGV[1] or now == '' then return now end\n"
+    "local clock = redis.call('TIME')\n"
+    "local time = clock[1] * 1000 + math.floor(clock[2] / 1000)\n"
+    "if now ~= ARGV[1] or now == '' or time > tonumber(ARGV[5]) then return {now, time} end\n"
     "local left = redis.call('PTTL', KEYS[1])\n"
     "redis.call('SET', KEYS[2], ARGV[2] .. ' ' .. left, 'PX', ARGV[3])\n"
     "redis.call('DEL', KEYS[1])\n"
@@ -43,7 +48,7 @@ static enum old succeed(struct redis_rotation *ro, struct bytes base, struct err
 {
     struct session_key k;
     struct gone_key g;
-    struct number gone_ms, repeat_ms;
+    struct number gone_ms, repeat_ms, not_after_ms;
     bool repeated;
     char mark[IDS_TEXT_BYTES + STORE_KEY_HASH_BYTES + 2];
     int n = snprintf(mark, sizeof mark, "%s %s", ro->rotation->new_id,
@@ -53,17 +58,20 @@ static enum old succeed(struct redis_rotation *ro, struct bytes base, struct err
                             base,
                             { mark, (size_t)n },
                             number(&gone_ms, STORE_GONE_MS),
-                            number(&repeat_ms, STORE_REPEAT_MS) };
+                            number(&repeat_ms, STORE_REPEAT_MS),
+                            number(&not_after_ms, ro->not_after_ms) };
     redisReply *reply =
-        redis_eval_keys(ro->redis, ro->script, 2, 6, argv, ro->deadline_ms, base.len > 0 ? &repeated : NULL, e);
+        redis_eval_keys(ro->redis, ro->script, 2, 7, argv, ro->deadline_ms, base.len > 0 ? &repeated : NULL, e);
     if (reply == NULL) return OLD_UNKNOWN;
     enum old old = OLD_GONE;
     if (reply->type == REDIS_REPLY_INTEGER) {
         ro->left_ms = reply->integer;
         old = OLD_ENDED;
-    } else if (reply->type == REDIS_REPLY_STRING) {
+    } else if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 2 &&
+               reply->element[0]->type == REDIS_REPLY_STRING && reply->element[1]->type == REDIS_REPLY_INTEGER) {
         buf_reset(&ro->base);
-        buf_append(&ro->base, reply->str, (size_t)reply->len);
+        buf_append(&ro->base, reply->element[0]->str, (size_t)reply->element[0]->len);
+        ro->not_after_ms = reply->element[1]->integer + STORE_REPEAT_MS; /* the new id is made later, and lives as long */
         old = OLD_LIVES;
     } else if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 1 &&
                reply->element[0]->type == REDIS_REPLY_STRING) {

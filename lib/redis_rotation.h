@@ -26,6 +26,7 @@ struct redis_rotation {
     struct buf base;     /* what stood under the old id */
     char mark_text[192]; /* of an id that was rotated before; "" */
     int64_t left_ms;     /* of the old id's life */
+    int64_t not_after_ms; /* Redis' time until which it may end */
 };
 
 bool redis_rotation_run(struct redis_rotation *ro, struct store_result *res, struct err *e);

@@ -1,5 +1,6 @@
 #include "store_redis.h"
 
+#include "redis_rotation.h"
 #include "redis_server.h"
 #include "store_cases.h"
 #include "task.h"
@@ -70,6 +71,22 @@ static void put(const char *id, const char *doc)
 
 /* ---- What stands in Redis -------------------------------------------------------------------------------------------
  */
+
+/* Redis stood still for longer than the new id's short life, and now does what it was told before. */
+static void a_rotation_whose_turn_comes_too_late_ends_nothing(void **state)
+{
+    (void)state;
+#define GONE_LATE "hyperpage:gone:{" KEY "late}"
+#define END_LATE  "EVAL %s 2 " KEY "late " GONE_LATE " {} heir 86400000 60000 %lld"
+    long long now_ms = clock_wall_ms();
+    put("late", "{}");
+    assert_int_equal(redis_server_ask(&server, END_LATE, redis_rotation_script, now_ms - 1000), -1);
+    assert_int_equal(redis_server_ask(&server, "EXISTS " KEY "late"), 1);
+    assert_int_equal(redis_server_ask(&server, "EXISTS " GONE_LATE), 0);
+    redis_server_ask(&server, END_LATE, redis_rotation_script, now_ms + 60000);
+    assert_int_equal(redis_server_ask(&server, "EXISTS " KEY "late"), 0);
+    assert_int_equal(redis_server_ask(&server, "EXISTS " GONE_LATE), 1);
+}
 
 static void a_session_is_a_plain_string_with_a_life(void **state)
 {
@@ -657,6 +674,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         STORE_CASES,
+        cmocka_unit_test(a_rotation_whose_turn_comes_too_late_ends_nothing),
         cmocka_unit_test(a_session_is_a_plain_string_with_a_life),
         cmocka_unit_test(a_life_is_prolonged_and_never_shortened),
         cmocka_unit_test(a_session_without_a_life_gets_one_at_its_next_write),
