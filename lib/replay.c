@@ -12,33 +12,45 @@
 
 #define MOST_DOCUMENT_BYTES (16 * 1024 * 1024)
 #define MARK_LIFE           "86400000" /* ms: a day */
+#define MOST_MARKS          "16"       /* nodes in one */
 #define PROBE_LIFE          "1000"     /* ms */
 
 /* What the scripts answer, but for a value that somebody else has written. */
 enum answer { WRITTEN = 1, APPLIED, GONE, ABSENT, OTHER_VALUE, FAILED };
 
+/* The applied-mark names the last version of each node, "NODE:VERSION" with blanks between, the latest first: where two
+ * nodes bring back their changes of one session, neither may take what the other has done for the end of its own. */
+#define IS_APPLIED                                                                                                     \
+    "local marks = redis.call('GET', KEYS[3]) or ''\n"                                                                 \
+    "if string.find(' ' .. marks .. ' ', ' ' .. ARGV[1] .. ' ', 1, true) then return 2 end\n"
+#define NOTE_APPLIED(life)                                                                                             \
+    "local node, new, n = string.match(ARGV[1], '^(.*):'), ARGV[1], 1\n"                                               \
+    "for mark in string.gmatch(marks, '[^ ]+') do\n"                                                                   \
+    "  if n < " MOST_MARKS " and string.match(mark, '^(.*):') ~= node then new, n = new .. ' ' .. mark, n + 1 end\n"   \
+    "end\n"                                                                                                            \
+    "redis.call('SET', KEYS[3], new, 'PX', " life ")\n"                                                                \
+    "return 1"
+
 /* KEYS: the session, its gone-mark, its applied-mark. ARGV: the name of this version, what the key should hold, the new
  * document, its life in ms, '1' if the key may be missing, the life of marks. */
-static const char *const script_session = "if redis.call('GET', KEYS[3]) == ARGV[1] then return 2 end\n"
-                                          "local now = redis.call('GET', KEYS[1])\n"
-                                          "if not now and redis.call('EXISTS', KEYS[2]) == 1 then return 3 end\n"
-                                          "if not now and ARGV[5] ~= '1' then return 4 end\n"
-                                          "if now and now ~= ARGV[2] and now ~= ARGV[3] then return now end\n"
-                                          "local left, life = redis.call('PTTL', KEYS[1]), tonumber(ARGV[4])\n"
-                                          "if left > life then life = left end\n"
-                                          "if life > 0 then redis.call('SET', KEYS[1], ARGV[3], 'PX', life)\n"
-                                          "else redis.call('SET', KEYS[1], ARGV[3], 'KEEPTTL') end\n"
-                                          "redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[6])\n"
-                                          "return 1";
+static const char *const script_session = IS_APPLIED
+    "local now = redis.call('GET', KEYS[1])\n"
+    "if not now and redis.call('EXISTS', KEYS[2]) == 1 then return 3 end\n"
+    "if not now and ARGV[5] ~= '1' then return 4 end\n"
+    "if now and now ~= ARGV[2] and now ~= ARGV[3] then return now end\n"
+    "local left, life = redis.call('PTTL', KEYS[1]), tonumber(ARGV[4])\n"
+    "if left > life then life = left end\n"
+    "if life > 0 then redis.call('SET', KEYS[1], ARGV[3], 'PX', life)\n"
+    "else redis.call('SET', KEYS[1], ARGV[3], 'KEEPTTL') end\n"
+    NOTE_APPLIED("ARGV[6]");
 
 /* The same keys. ARGV: the name of this version, the life of marks. STRLEN is an error if the key is no string: then it
  * is not ours to delete. */
-static const char *const script_tombstone = "if redis.call('GET', KEYS[3]) == ARGV[1] then return 2 end\n"
-                                            "redis.call('STRLEN', KEYS[1])\n"
-                                            "redis.call('SET', KEYS[2], '-', 'PX', ARGV[2])\n"
-                                            "redis.call('DEL', KEYS[1])\n"
-                                            "redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[2])\n"
-                                            "return 1";
+static const char *const script_tombstone = IS_APPLIED
+    "redis.call('STRLEN', KEYS[1])\n"
+    "redis.call('SET', KEYS[2], '-', 'PX', ARGV[2])\n"
+    "redis.call('DEL', KEYS[1])\n"
+    NOTE_APPLIED("ARGV[2]");
 
 /* KEYS: hyperpage:epoch. ARGV: the value it gets if it has none. Answers its value, and 1 if that is new. */
 static const char *const script_epoch = "local now = redis.call('GET', KEYS[1])\n"

@@ -20,6 +20,7 @@ static struct replay *replay;
 static _Atomic uint64_t counters[METRICS_COUNTERS];
 static char changed_id[64], changed_doc[256]; /* as replay_options.changed was told last */
 static int64_t timeout_ms = 5000;
+static const char *node_name = "node-1";
 
 static void note_changed(void *ctx, const struct replay_change *change)
 {
@@ -45,7 +46,7 @@ static void replay_reopen(void)
     snprintf(ro.url.servers[0].host, sizeof ro.url.servers[0].host, "%s", server.path);
     ro.url.server_count = 1;
     redis = redis_open(&ro);
-    struct replay_options o = { .redis = redis, .refuge = refuge, .node = "node-1", .changed = told_of_changes };
+    struct replay_options o = { .redis = redis, .refuge = refuge, .node = node_name, .changed = told_of_changes };
     replay = replay_open(&o);
     must(replay != NULL);
 }

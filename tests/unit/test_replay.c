@@ -228,6 +228,61 @@ static void what_was_applied_is_not_applied_again(void **state)
     assert_int_equal(rows_now(), 0);
 }
 
+/* Another node, with a refuge of its own, brings back what it made of `base`. */
+static void another_node_brings(const char *id, const char *base, const char *doc)
+{
+    char own[sizeof dir];
+    leave_files();
+    strcpy(own, dir);
+    snprintf(dir, sizeof dir, "%.40s/other", own);
+    assert_int_equal(mkdir(dir, 0700), 0);
+    node_name = "node-2";
+    refuge_reopen();
+    replay_reopen();
+    update_(id, base, doc);
+    one(id);
+    leave_files();
+    strcpy(dir, own);
+    node_name = "node-1";
+    refuge_reopen();
+    replay_reopen();
+}
+
+static void what_was_applied_is_not_applied_again_after_what_another_node_brought(void **state)
+{
+    (void)state;
+    set_redis("a", "{\"n\":1,\"m\":1}");
+    update_("a", "{\"n\":1,\"m\":1}", "{\"n\":2,\"m\":1}");
+    one_and_die_before_settling("a");
+    another_node_brings("a", "{\"n\":1,\"m\":1}", "{\"n\":1,\"m\":2}");
+    assert_redis("a", "{\"n\":2,\"m\":2}");
+    set_redis("a", "{\"n\":1,\"m\":2}"); /* somebody puts ours back: that is later */
+    one("a");
+    assert_redis("a", "{\"n\":1,\"m\":2}");
+    assert_int_equal(rows_now(), 0);
+}
+
+/* Of each node the last version, so that the mark does not grow with them. */
+static void a_mark_names_each_node_once(void **state)
+{
+    (void)state;
+    char mark[256] = "", doc[256];
+    set_redis("a", "{\"n\":0,\"m\":1}");
+    for (int n = 1; n <= 3; n++) {
+        get_redis("a", doc);
+        snprintf(mark, sizeof mark, "{\"n\":%d,\"m\":1}", n);
+        update_("a", doc, mark);
+        one("a");
+    }
+    another_node_brings("a", "{\"n\":3,\"m\":1}", "{\"n\":3,\"m\":2}");
+    redisReply *reply = redisCommand(server.admin, "GET " APPLIED_MARK, "a");
+    snprintf(mark, sizeof mark, "%s", reply->str);
+    freeReplyObject(reply);
+    char *first = strstr(mark, "node-2:"), *second = strstr(mark, " node-1:");
+    assert_true(first == mark && second == mark + strlen("node-2:") + 16);
+    assert_int_equal(strlen(mark), 2 * (strlen("node-1:") + 16) + 1);
+}
+
 static void a_change_that_follows_an_unsettled_one_is_based_on_it(void **state)
 {
     (void)state;
@@ -482,6 +537,8 @@ int main(void)
         CASE(what_has_expired_is_not_restored_but_merged_where_it_lives),
         CASE(a_tombstone_deletes_whatever_is_there_and_leaves_a_mark),
         PLAIN(what_was_applied_is_not_applied_again),
+        PLAIN(what_was_applied_is_not_applied_again_after_what_another_node_brought),
+        PLAIN(a_mark_names_each_node_once),
         PLAIN(a_change_that_follows_an_unsettled_one_is_based_on_it),
         PLAIN(a_script_that_runs_after_its_time_changes_nothing),
         PLAIN(a_value_that_changes_under_the_replay_is_looked_at_again),
