@@ -242,6 +242,14 @@ bool shelter_hold(struct shelter *sh, const char *id, int64_t deadline_ms, struc
     return ok;
 }
 
+/* As a session that was known here and is deleted. */
+bool shelter_disown(struct shelter *sh, const char *id, int64_t deadline_ms, struct err *e)
+{
+    struct refuge_copy nothing = { .doc = BYTES_LITERAL("") };
+    struct refuge_result r;
+    return refuge_delete(sh->refuge, id, &nothing, deadline_ms, &r, e);
+}
+
 /* --- the way back --- */
 
 /* How many rows there are, and where the bound of them stood when they were counted. */

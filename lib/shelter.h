@@ -43,6 +43,10 @@ extern const struct store_ops shelter_ops;
  * a version of its own: if Redis did it, what follows here is a change of that, and no conflict with it. */
 bool shelter_hold(struct shelter *sh, const char *id, int64_t deadline_ms, struct err *e);
 
+/* Redis was told to make the session `id`, and nobody heard whether it did. No client knows the id: where there is such
+ * a session it ends once Redis is back. */
+bool shelter_disown(struct shelter *sh, const char *id, int64_t deadline_ms, struct err *e);
+
 /* One step on the way back: in an outage Redis is tried, at most every BREAKER_PROBE_MS and by one process of the node;
  * else some of what was written here goes back. *more: call again soon. For whoever keeps house, a few times a second;
  * in a task it parks. */

@@ -117,15 +117,31 @@ void store_doubt(struct store *st, const char *id)
 bool store_create(struct store *st, const char *id, struct bytes doc, const struct store_terms *terms,
                   int64_t deadline_ms, struct store_result *res, struct err *e)
 {
-    const struct place *from = place_for(st, id, deadline_ms, e), *at = from;
-    while (at != NULL && !at->ops->create(at->self, id, doc, terms, deadline_ms, res, e)) at = retreat(st, at, e);
+    const struct place *at = place_for(st, id, deadline_ms, e);
     if (at == NULL) return false;
+    if (!at->ops->create(at->self, id, doc, terms, deadline_ms, res, e)) {
+        retreat(st, at, e); /* whoever comes next knows */
+        return false;
+    }
     if (!res->changed) return true;
-    if (at != from && !shelter_hold(st->shelter, id, deadline_ms, e)) return false;
     metrics_add(METRIC_sessions_created_total, 1);
     tell(at, &(struct store_event){ .kind = STORE_CREATED, .id = id, .user = terms->user, .was_user = "",
                                     .expires_at_ms = res->expires_at_ms });
     return true;
+}
+
+/* A Redis that did not answer may have made the session, or may make it at any time until the connection is dead at its
+ * end too: also after somebody has deleted it. So the refuge begins another one, and that one ends. */
+bool store_create_new(struct store *st, char id[IDS_TEXT_BYTES], struct bytes doc, const struct store_terms *terms,
+                      int64_t deadline_ms, struct store_result *res, struct err *e)
+{
+    struct err ignored;
+    ids_new(id);
+    if (store_create(st, id, doc, terms, deadline_ms, res, e)) return true;
+    if (!e->away || !store_in_refuge(st)) return false;
+    shelter_disown(st->shelter, id, deadline_ms, &ignored);
+    ids_new(id);
+    return store_create(st, id, doc, terms, deadline_ms, res, e);
 }
 
 bool store_update(struct store *st, const char *id, store_edit_fn *edit, void *ctx, const struct store_terms *terms,

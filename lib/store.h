@@ -25,6 +25,10 @@ bool store_get(struct store *st, const char *id, int64_t roll_ms, int64_t deadli
 void store_doubt(struct store *st, const char *id); /* the next read asks the place itself, not a copy */
 bool store_create(struct store *st, const char *id, struct bytes doc, const struct store_terms *terms,
                   int64_t deadline_ms, struct store_result *res, struct err *e);
+
+/* The same under an id that nobody can know yet (terms->minted); `id` is which. */
+bool store_create_new(struct store *st, char id[IDS_TEXT_BYTES], struct bytes doc, const struct store_terms *terms,
+                      int64_t deadline_ms, struct store_result *res, struct err *e);
 bool store_update(struct store *st, const char *id, store_edit_fn *edit, void *ctx, const struct store_terms *terms,
                   int64_t deadline_ms, struct store_result *res, struct err *e);
 bool store_rotate(struct store *st, const char *id, store_edit_fn *edit, void *ctx, const struct store_terms *terms,

@@ -151,9 +151,8 @@ static void create_session(struct exchange *x, struct bytes given, const char *p
     struct store_result res;
     struct err e;
     if (!make_document(x, given, prefix, &terms, &facts)) return;
-    ids_new(id);
     x->phase = store_name(x->api->store);
-    if (!store_create(x->api->store, id, buf_bytes(&x->doc), &terms, x->deadline_ms, &res, &e)) {
+    if (!store_create_new(x->api->store, id, buf_bytes(&x->doc), &terms, x->deadline_ms, &res, &e)) {
         api_store_failed(x, &e);
         return;
     }

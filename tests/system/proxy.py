@@ -12,8 +12,9 @@ class Proxy:
 
     def __init__(self, port):
         self.target, self.delay_s, self.cut_every, self.replies = ("127.0.0.1", port), 0, 0, 0
-        self.pairs, self.lock = set(), threading.Lock()
+        self.pairs, self.late, self.lock = set(), set(), threading.Lock()
         self.there, self.back = threading.Event(), threading.Event()  # does what is sent there, and back, arrive?
+        self.caught_up = threading.Event()
         self.release()
         self.listener = self.listen(0)
         self.port = self.listener.getsockname()[1]
@@ -24,6 +25,7 @@ class Proxy:
 
     def __exit__(self, *_):
         self.release()
+        self.caught_up.set()
         self.refuse()
 
     def listen(self, port):
@@ -65,6 +67,15 @@ class Proxy:
         self.there.set()
         self.back.set()
 
+    def make_late(self):
+        """What the connections of now have been sent, or will be, takes another way and arrives after catch_up() only."""
+        self.caught_up.clear()
+        with self.lock:
+            self.late = set(self.pairs)
+
+    def catch_up(self):
+        self.caught_up.set()
+
     def delay(self, seconds):
         """Each reply comes so much later."""
         self.delay_s = seconds
@@ -101,6 +112,8 @@ class Proxy:
                 if is_reply and self.delay_s:
                     time.sleep(self.delay_s)
                 (self.back if is_reply else self.there).wait()
+                if pair in self.late:
+                    self.caught_up.wait()
                 if is_reply and self.is_cut():
                     target.sendall(data[:len(data) // 2])
                     break

@@ -169,14 +169,31 @@ def test_a_change_that_redis_has_made_unheard_does_not_win_over_what_followed_it
     assert metric(nodes.cut, "replay_conflicts_total") == 0
 
 
-def test_a_session_that_redis_has_made_unheard_is_the_one_that_was_acknowledged(folder, servers):
+def test_a_session_that_redis_has_made_unheard_is_nobodys_and_ends(folder, servers):
     nodes = TwoNodes(folder, servers, workers=1)
     stays, = nodes.make_known(1)
     nodes.proxy.hold_replies()
     born = create(nodes.cut)
-    assert born in stored(nodes)
+    unheard, = stored(nodes).keys() - {stays}
+    assert unheard != born, "Redis may make it again at any time"
     nodes.apart(stays)
     patch(nodes.cut, born, {"preferences": {"theme": "dark"}})
     nodes.together(stays)
     assert session(nodes.connected, born)["preferences"] == {"theme": "dark"}
+    assert stored(nodes).keys() == {stays, born}
     assert metric(nodes.cut, "replay_conflicts_total") == 0
+
+
+def test_a_creation_that_reaches_redis_after_all_brings_no_deleted_session_back(folder, servers):
+    nodes = TwoNodes(folder, servers, workers=1)
+    stays, = nodes.make_known(1)
+    nodes.proxy.hold()  # on its way when the connection is given up, and for longer than the outage
+    born = create(nodes.cut)
+    nodes.proxy.make_late()
+    assert nodes.cut.ask("DELETE", f"/api/sessions/{born}").status == 200
+    assert in_refuge(nodes.cut, stays)
+    nodes.together(stays)
+    assert status_of(nodes.cut, born) == 401
+    nodes.proxy.catch_up()
+    wait_until(lambda: len(stored(nodes)) == 2, "Redis has executed it")
+    assert [status_of(pool, born) for pool in (nodes.cut, nodes.connected)] == [401, 401]

@@ -308,6 +308,26 @@ static void a_session_of_which_the_node_has_no_copy_is_unknown(void **state)
     assert_unknown("b");
 }
 
+/* A creation that Redis has not answered may be made at any time: after the session it was meant to be was deleted. */
+static void a_creation_that_redis_makes_late_brings_nothing_back(void **state)
+{
+    (void)state;
+    char id[IDS_TEXT_BYTES];
+    create("a", "{\"n\":1}");
+    redis_stops();
+    must(store_create_new(store, id, BYTES_LITERAL("{\"new\":1}"), TERMS, soon(), &res, &err));
+    assert_true(store_in_refuge(store));
+    assert_session(id, "{\"new\":1}");
+    must(store_delete(store, id, soon(), &res, &err));
+    assert_true(res.changed);
+    must(store_create_new(store, id, BYTES_LITERAL("{\"new\":2}"), TERMS, soon(), &res, &err));
+    redis_goes_on();
+    all_is_back();
+    assert_redis("a", "{\"n\":1}");
+    assert_redis(id, "{\"new\":2}");
+    assert_int_equal(redis_server_ask(&server, "EVAL %s 0", "return #redis.call('KEYS', '" KEY "*')"), 2);
+}
+
 static void what_needs_all_nodes_has_to_wait(void **state)
 {
     (void)state;
@@ -432,6 +452,7 @@ int main(void)
         CASE(a_copy_that_was_old_when_the_outage_began_is_not_served),
         CASE(a_session_that_has_expired_here_does_not_show_its_older_copy),
         CASE(a_session_of_which_the_node_has_no_copy_is_unknown),
+        CASE(a_creation_that_redis_makes_late_brings_nothing_back),
         CASE(what_needs_all_nodes_has_to_wait),
         CASE(without_a_refuge_nothing_is_answered_until_redis_is_back),
         CASE(a_redis_that_has_lost_its_data_gets_back_what_was_changed),
