@@ -26,19 +26,21 @@
 #define PURGE_STEP_MOST_MS 64000        /* how much later than expires_ms purge_ms may be */
 #define MAKE_ROOM          256          /* expired sessions that one create at the limit deletes at most */
 #define SCAN_STEP          100          /* rows that one step of heal() or scan() looks at */
-#define PURGE_TURN_US      2000         /* what a step of purging should keep writers waiting */
+#define PURGE_TURN_US      1000         /* what a step of purging should keep writers waiting */
 #define PURGE_STEP_LEAST   8            /* sessions; the work of SQLite's that does not depend on their number */
-#define PURGE_STEP_FIRST   64
+#define PURGE_STEP_FIRST   32
 #define CHECKPOINT_MS      250          /* a power cut takes no more, as far as it is ours to say */
 #define WAL_BOUND_PAGES    16384        /* 64 MiB: beyond this housekeeping makes the WAL begin again */
-#define WAL_REST_PAGES     32           /* so little to copy may keep writers waiting: 1 to 2 ms */
+#define WAL_REST_PAGES     64           /* so little to copy may keep writers waiting: 1 to 2 ms */
 #define WAL_COPIES         16           /* most that are tried to come down to that */
 #define WAL_SLOW_PAGES     24576        /* beyond this writers pause after each commit ... */
 #define WAL_SLOW_PAGES_MS  4096         /* ... 1 ms for each of these ... */
 #define WAL_SLOW_MOST_US   5000         /* ... and no more than this */
 #define WAL_LIMIT_PAGES    65536        /* 256 MiB: it begins again whoever waits, by a worker if nobody keeps house */
 #define WAL_KEEP_BYTES     268435456    /* of its file: cutting it takes a writer's turn 10 ms, growing again a third */
-#define RESTART_WAIT_MS    3            /* for readers, while writers wait for us */
+#define RESTART_PAUSE_US   5000         /* what writers wait for the disk before that, and the more the longer it is */
+#define READERS_PAUSE_US   200
+#define RESTART_WAIT_MS    2            /* for readers, while writers wait for us */
 #define DAMAGE_LOG_MS      60000
 #define STRING_(x)         #x
 #define STRING(x)          STRING_(x)
@@ -82,9 +84,11 @@ static const char *const migrations[] = {
 /* clang-format off */
 enum sql {
     SQL_BEGIN_READ, SQL_BEGIN_WRITE, SQL_COMMIT, SQL_ROLLBACK,
-    SQL_FIND, SQL_INSERT, SQL_UPDATE, SQL_TOUCH, SQL_OWN, SQL_LIFE, SQL_DELETE, SQL_PURGE, SQL_ANY_EXPIRED,
+    SQL_FIND, SQL_INSERT, SQL_UPDATE, SQL_TOUCH, SQL_OWN, SQL_LIFE, SQL_DELETE, SQL_PURGE, SQL_PURGE_LOOK,
+    SQL_ANY_EXPIRED,
     SQL_MARK_GONE, SQL_FIND_GONE, SQL_PURGE_GONE, SQL_OF_USER, SQL_OWNERS, SQL_OWNER, SQL_SCAN,
     SQL_COUNT_LIVE, SQL_COUNT_ROWS, SQL_TOTAL, SQL_TOTAL_SET, SQL_TOTAL_ADD, SQL_TOTAL_FORGET, SQL_TOTAL_SAME,
+    SQL_DATA_VERSION,
     SQL_STATEMENTS
 };
 static const char *const sql_text[SQL_STATEMENTS] = {
@@ -101,6 +105,10 @@ static const char *const sql_text[SQL_STATEMENTS] = {
     [SQL_DELETE]       = "DELETE FROM sessions WHERE rowid = ?1",
     [SQL_PURGE]        = "DELETE FROM sessions WHERE rowid IN"
                          " (SELECT rowid FROM sessions WHERE purge_ms <= ?1 ORDER BY purge_ms LIMIT ?2)",
+    [SQL_PURGE_LOOK]   = "SELECT substr(doc, -1), (SELECT rowid FROM sessions AS i WHERE i.id = s.id),"
+                         " (SELECT 1 FROM sessions AS u INDEXED BY sessions_user"
+                         "  WHERE u.user_id = s.user_id AND u.rowid = s.rowid)"
+                         " FROM sessions AS s WHERE purge_ms <= ?1 ORDER BY purge_ms LIMIT ?2",
     [SQL_ANY_EXPIRED]  = "SELECT EXISTS (SELECT 1 FROM sessions WHERE purge_ms <= ?1)"
                          " OR EXISTS (SELECT 1 FROM gone WHERE expires_ms <= ?1)",
     [SQL_MARK_GONE]    = "INSERT OR REPLACE INTO gone VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -120,6 +128,7 @@ static const char *const sql_text[SQL_STATEMENTS] = {
     [SQL_TOTAL_ADD]    = "UPDATE totals SET rows = rows + ?1",
     [SQL_TOTAL_FORGET] = "UPDATE totals SET rows = NULL WHERE rows IS NOT NULL",
     [SQL_TOTAL_SAME]   = "UPDATE totals SET rows = rows",
+    [SQL_DATA_VERSION] = "PRAGMA data_version", /* another once another connection has committed */
 };
 /* clang-format on */
 
@@ -457,15 +466,65 @@ static bool sync_file(struct store_embedded *se, int which, struct err *e)
     return err_set(e, ERR_UNAVAILABLE, "embedded store: the file does not reach the disk");
 }
 
-/* In a turn of our own copies what is left of the WAL and lets the readers of it end: the next writer then begins it
- * again. Busy: another time. */
-static int restart_wal(struct store_embedded *se, int wait_ms)
+/* In a turn of our own: copies what is left of the WAL and lets the readers of it end. The next writer then begins it
+ * again, and waits for one flush, of its header. Busy: another time. */
+static int end_wal(struct store_embedded *se, int wait_ms)
 {
-    if (!take_turn(se, clock_mono_ms() + ROUND_WAIT_MS)) return SQLITE_BUSY;
     sqlite3_busy_timeout(se->db, wait_ms);
     int rc = sqlite3_wal_checkpoint_v2(se->db, NULL, SQLITE_CHECKPOINT_RESTART, NULL, NULL);
     sqlite3_busy_timeout(se->db, ROUND_WAIT_MS);
+    return rc;
+}
+
+/* Whoever waits. */
+static int restart_wal(struct store_embedded *se)
+{
+    if (!take_turn(se, clock_mono_ms() + ROUND_WAIT_MS)) return SQLITE_BUSY;
+    int rc = end_wal(se, ROUND_WAIT_MS);
     leave_turn(se);
+    return rc;
+}
+
+/* The number in which a commit of anybody else shows. */
+static int64_t data_version(struct store_embedded *se)
+{
+    int64_t version = -1;
+    run_number(se, SQL_DATA_VERSION, &version, NULL);
+    return version;
+}
+
+/* A reader keeps back what was written since its round began: then once more, when that has ended. */
+static int copy_while_paused(struct store_embedded *se, int64_t until_us, int *pages, int *copied)
+{
+    int rc, times = 0;
+    do {
+        if (times > 0) usleep(READERS_PAUSE_US);
+        rc = sqlite3_wal_checkpoint_v2(se->db, NULL, SQLITE_CHECKPOINT_PASSIVE, pages, copied);
+    } while (rc == SQLITE_OK && *copied < *pages && ++times < WAL_COPIES && clock_mono_us() < until_us);
+    return rc;
+}
+
+/* The end of the WAL is copied while writers pause, and not in a turn: two flushes, of the WAL and of the file, that
+ * SQLite makes in this order and that take as long as the disk likes. Writers wait for them as long as they were asked
+ * to, and no longer; if one of them has written since, we were too late: another time. If not, there is nothing left to
+ * do in a turn but to wait for readers. */
+static int restart_wal_in_a_pause(struct store_embedded *se, int pages)
+{
+    int64_t pause_us = (int64_t)RESTART_PAUSE_US * pages / WAL_BOUND_PAGES;
+    int rc = SQLITE_BUSY, copied = 0;
+    turns_pause(se->turns, pause_us);
+    if (take_turn(se, clock_mono_ms() + ROUND_WAIT_MS)) {
+        int64_t version = data_version(se);
+        turns_pause(se->turns, pause_us); /* who stood before us in the queue has taken his time */
+        leave_turn(se);
+        rc = copy_while_paused(se, clock_mono_us() + pause_us, &pages, &copied);
+        bool all = rc == SQLITE_OK && copied == pages && pages > WAL_BOUND_PAGES; /* else a writer was faster */
+        if (all && take_turn(se, clock_mono_ms() + ROUND_WAIT_MS)) {
+            rc = data_version(se) == version ? end_wal(se, RESTART_WAIT_MS) : SQLITE_BUSY;
+            leave_turn(se);
+        }
+    }
+    turns_pause(se->turns, 0);
     return rc;
 }
 
@@ -483,9 +542,9 @@ static bool checkpoint(struct store_embedded *se, struct err *e)
     } while (rc == SQLITE_OK && pages > WAL_BOUND_PAGES && pages != before && ++copies < WAL_COPIES);
 
     if (rc == SQLITE_OK && pages > WAL_LIMIT_PAGES)
-        rc = restart_wal(se, ROUND_WAIT_MS);
+        rc = restart_wal(se);
     else if (rc == SQLITE_OK && pages > WAL_BOUND_PAGES && little)
-        rc = restart_wal(se, RESTART_WAIT_MS);
+        rc = restart_wal_in_a_pause(se, pages);
     return rc == SQLITE_OK || (rc & 0xff) == SQLITE_BUSY || failed(se, "checkpoint", e);
 }
 
@@ -979,10 +1038,26 @@ static void choose_step(struct store_embedded *se, int most)
     if (se->purge_step < PURGE_STEP_LEAST) se->purge_step = PURGE_STEP_LEAST;
 }
 
+/* Reads what is about to be deleted, with its entries of every index: what must come from the disk comes before the
+ * turn, and not in it. */
+static bool look_ahead(struct store_embedded *se, int step, struct err *e)
+{
+    sqlite3_stmt *s = se->statement[SQL_PURGE_LOOK];
+    int rc;
+    bind(se, SQL_PURGE_LOOK, 1, clock_wall_ms());
+    bind(se, SQL_PURGE_LOOK, 2, step);
+    do rc = sqlite3_step(s);
+    while (rc == SQLITE_ROW);
+    bool ok = rc == SQLITE_DONE || failed(se, sql_text[SQL_PURGE_LOOK], e);
+    sqlite3_reset(s);
+    return ok;
+}
+
 static bool purge_step(struct store_embedded *se, int most, int64_t *purged, bool *more, struct err *e)
 {
     bool busy;
     int step = se->purge_step < most ? se->purge_step : most;
+    if (!look_ahead(se, step, e)) return false;
     if (!begin_write(se, clock_mono_ms() + ROUND_WAIT_MS, &busy, e)) return false;
     bool ok = purge(se, step, purged, e) && purge_gone(se, step, more, e);
     if (!end_write(se, e) || !ok) return false;

@@ -39,11 +39,13 @@ struct queue {
     _Alignas(64) _Atomic uint32_t next;    /* the ticket that the next comer draws; wraps around */
     _Alignas(64) _Atomic uint32_t serving; /* the ticket whose turn it is; the futex */
     struct place place[PLACES];
+    _Alignas(64) _Atomic uint32_t paused_until; /* us of the kernel's clock, its low half; 0: no pause. A futex */
 };
 
 struct turns {
     struct queue *queue;
     struct place *own;
+    uint32_t own_pause; /* what we wrote into paused_until */
     uint32_t ticket; /* while own->claim holds it */
     int fd;
 };
@@ -126,10 +128,47 @@ static void pass_on(struct turns *t, uint32_t ticket)
     wake_ticket(q, ticket);
 }
 
+/* The kernel's, not clock.h's, which a test may have stopped. */
+static uint32_t now_us(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint32_t)((uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000);
+}
+
+void turns_pause(struct turns *t, int64_t us)
+{
+    uint32_t *own = &t->own_pause, was = *own;
+    if (us > TURNS_MOST_PAUSE_US) us = TURNS_MOST_PAUSE_US;
+    *own = us > 0 ? (now_us() + (uint32_t)us) | 1 : 0; /* a microsecond more, and never 0 */
+    if (*own != 0)
+        atomic_store(&t->queue->paused_until, *own);
+    else if (atomic_compare_exchange_strong(&t->queue->paused_until, &was, 0)) /* else it is another's by now */
+        syscall(SYS_futex, &t->queue->paused_until, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+}
+
+/* Waits while there is a pause. One that nobody has ended is taken away, or the clock would come round to it again; one
+ * that is further ahead than anybody may ask for is from another start of the machine. */
+static void wait_out_pause(struct turns *t, int64_t deadline_ms)
+{
+    uint32_t until;
+    while ((until = atomic_load_explicit(&t->queue->paused_until, memory_order_relaxed)) != 0 && until != t->own_pause) {
+        int32_t left_us = (int32_t)(until - now_us());
+        if (left_us <= 0 || left_us > TURNS_MOST_PAUSE_US + 1) {
+            atomic_compare_exchange_strong(&t->queue->paused_until, &until, 0);
+            return;
+        }
+        if (clock_mono_ms() >= deadline_ms) return;
+        struct timespec wait = { .tv_nsec = (long)left_us * 1000 };
+        syscall(SYS_futex, &t->queue->paused_until, FUTEX_WAIT, until, &wait, NULL, 0);
+    }
+}
+
 bool turns_take(struct turns *t, int64_t deadline_ms)
 {
     struct queue *q = t->queue;
     assert(atomic_load(&t->own->claim) == CLAIM_NONE);
+    wait_out_pause(t, deadline_ms);
     atomic_store(&t->own->claim, CLAIM_DRAWING);
     t->ticket = atomic_fetch_add(&q->next, 1);
     atomic_store(&t->own->claim, CLAIM_HOLDS | t->ticket);

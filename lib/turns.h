@@ -22,6 +22,12 @@ bool turns_take(struct turns *t, int64_t deadline_ms);
 /* Ends a turn that was taken: the next in the queue has it now. */
 void turns_leave(struct turns *t);
 
+/* Asks whoever joins the queue from now on to wait before that, `us` from now at most (TURNS_MOST_PAUSE_US); 0: no
+ * longer. Nobody is bound by it for longer, whatever becomes of the caller, who is bound by it as little as programs
+ * that do not know it. For what takes as long as the disk likes: only the wait is to have an end, not that. */
+void turns_pause(struct turns *t, int64_t us);
+#define TURNS_MOST_PAUSE_US 50000
+
 /* Leaves if need be. */
 void turns_close(struct turns *t);
 

@@ -19,7 +19,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#define BUSY_PAUSE_MS 5    /* between steps while there is more to purge: the writers come first */
+#define BUSY_PAUSE_MS 2    /* between steps while there is more to purge: the writers come first */
 #define LEAVE_MS      2500 /* longest wait for others to be told of what was brought back */
 #define IDLE_PAUSE_MS 250  /* between looks at the size of the log */
 

@@ -5,28 +5,72 @@
  *     bench_store_embedded --size SESSIONS [FOLDER [full]]
  *         a store of that size: creating, reading, its file, and how long purging a tenth keeps writers waiting; one
  *         "figure<TAB>value" a line, for run.py */
-#include "store_embedded.h"
+#include "turns.h"
 
 #include "clock.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <unistd.h>
+
+/* ---- Turns, with a look at how long we were ready to run in them, and others ran ------------------------------------ */
+
+static int schedstat_fd = -1;
+static int64_t turn_us, turn_waited_us; /* since when; what we had waited for a processor by then */
+static int64_t most_used_us;            /* of a turn: its time without that */
+
+static int64_t waited_for_processor_us(void)
+{
+    char text[100] = "";
+    int64_t ran_ns, waited_ns = 0;
+    if (pread(schedstat_fd, text, sizeof text - 1, 0) <= 0 || sscanf(text, "%" SCNd64 " %" SCNd64, &ran_ns, &waited_ns) != 2)
+        return 0;
+    return waited_ns / 1000;
+}
+
+static bool timed_take(struct turns *t, int64_t deadline_ms)
+{
+    bool ok = turns_take(t, deadline_ms);
+    turn_us = clock_mono_us();
+    turn_waited_us = schedstat_fd >= 0 ? waited_for_processor_us() : 0;
+    return ok;
+}
+
+static void timed_leave(struct turns *t)
+{
+    int64_t used_us = clock_mono_us() - turn_us;
+    if (schedstat_fd >= 0) used_us -= waited_for_processor_us() - turn_waited_us;
+    if (used_us > most_used_us) most_used_us = used_us;
+    turns_leave(t);
+}
+
+#define turns_take  timed_take
+#define turns_leave timed_leave
+#include "store_embedded.c"
+#undef turns_take
+#undef turns_leave
+
+/* ---- What is measured ------------------------------------------------------------------------------------------------ */
+
 #include "ids.h"
 #include "mem.h"
 #include "task.h"
 
-#include <inttypes.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #define MOST_ROUNDS 200000
 #define DOC_BYTES   700
 #define TERMS       (&(struct store_terms){ .ttl_ms = LONG_MS, .minted = true })
 #define RUN_MS      2000
 #define PURGE_STEP  1000 /* as lib/store.c */
-#define PAUSE_US    5000 /* as the keeper's between steps */
+#define PAUSE_US    2000 /* as the keeper's between steps */
+#define GOAL_US     5000 /* most that a turn of the keeper should last */
+#define PROBE_US    100000
 #define HOUR_MS     3600000
 #define LONG_MS     (24 * HOUR_MS)
 #define FILL_WIDTH  64
@@ -165,7 +209,7 @@ static struct run *run_new(void)
     return mmap(NULL, sizeof(struct run), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 }
 
-static void run(enum what what, int processes, int width)
+static void run_kind(enum what what, int processes, int width)
 {
     struct run *r = run_new();
     r->run_ms = RUN_MS;
@@ -255,33 +299,28 @@ static uint32_t wal_restarts(void)
     return (uint32_t)head[12] << 24 | (uint32_t)head[13] << 16 | (uint32_t)head[14] << 8 | head[15];
 }
 
-/* How often the kernel has given our core to somebody else. */
-static long interruptions(void)
-{
-    struct rusage used;
-    getrusage(RUSAGE_SELF, &used);
-    return used.ru_nivcsw;
-}
-
-/* As the keeper does it, `hours` from now. `calm` gets the steps that nobody interrupted: on a machine with other work
- * the times of the others tell more about that. */
-static int64_t purge(int hours, struct run *r, struct run *calm)
+/* As the keeper does it, `hours` from now. `held` gets the longest turn of each step, `used` the same without what it
+ * waited for a processor: on a machine with other work that is our own time and the disk's. */
+static int64_t purge_all(int hours, struct run *held, struct run *used)
 {
     int64_t all = 0, purged;
     bool more = true;
     struct err e = { 0 };
+    schedstat_fd = open("/proc/self/schedstat", O_RDONLY | O_CLOEXEC);
     clock_set(clock_wall_ms() + hours * HOUR_MS + 120000, -1); /* and what purge_ms may be later */
     while (more) {
-        long before = interruptions();
+        most_used_us = 0;
         if (!store_embedded_housekeep(se, PURGE_STEP, &purged, &more, &e)) {
             if (e.kind != ERR_UNAVAILABLE) die("housekeeping", &e);
             more = true; /* the writer left no turn: another time */
         }
-        note(r, store_embedded_held_us(se));
-        if (interruptions() == before) note(calm, store_embedded_held_us(se));
+        note(held, store_embedded_held_us(se));
+        note(used, most_used_us);
         all += purged;
         if (more) usleep(PAUSE_US);
     }
+    close(schedstat_fd);
+    schedstat_fd = -1;
     clock_set(-1, -1);
     return all;
 }
@@ -312,16 +351,41 @@ static pid_t writer_start(struct run *r)
     return pid;
 }
 
+/* A process that writes one page and flushes it, ten times a second, until it is killed: what the disk is like meanwhile,
+ * with whatever else uses it. */
+static pid_t probe_start(struct run *r)
+{
+    char path[4096], page[4096] = { 0 };
+    pid_t pid = fork();
+    if (pid != 0) return pid;
+    snprintf(path, sizeof path, "%s/probe", options.dir);
+    FILE *f = fopen(path, "w");
+    for (;;) {
+        int64_t begin_us = clock_mono_us();
+        if (f == NULL || pwrite(fileno(f), page, sizeof page, 0) != sizeof page || fdatasync(fileno(f)) != 0) _exit(1);
+        note(r, clock_mono_us() - begin_us);
+        usleep(PROBE_US);
+    }
+}
+
+static uint32_t count_over(const struct run *r, int32_t us)
+{
+    uint32_t over = 0;
+    for (uint32_t i = 0; i < r->rounds && i < MOST_ROUNDS; i++) over += r->round_us[i] > us;
+    return over;
+}
+
 static void measure_purge(int hours, bool beside_writer)
 {
-    struct run *keeper = run_new(), *calm = run_new(), *writer = run_new();
+    struct run *keeper = run_new(), *used = run_new(), *writer = run_new(), *disk = run_new();
     const char *beside = beside_writer ? "beside a writer" : "beside none";
     char text[100];
-    pid_t pid = beside_writer ? writer_start(writer) : -1;
+    pid_t pid = beside_writer ? writer_start(writer) : -1, probe = probe_start(disk);
     open_here();
     uint32_t restarts = wal_restarts();
-    int64_t begin_us = clock_mono_us(), purged = purge(hours, keeper, calm), took_us = clock_mono_us() - begin_us;
+    int64_t begin_us = clock_mono_us(), purged = purge_all(hours, keeper, used), took_us = clock_mono_us() - begin_us;
     if (beside_writer) stop(pid);
+    stop(probe);
     printf("purge %s, sessions\t%" PRId64 "\n", beside, purged);
     printf("purge %s, sessions/s\t%.0f\n", beside, (double)purged * 1e6 / (double)took_us);
     printf("purge %s, steps\t%u\n", beside, keeper->rounds);
@@ -329,16 +393,21 @@ static void measure_purge(int hours, bool beside_writer)
     printf("purge %s, MiB of WAL\t%" PRId64 "\n", beside, file_bytes("sessions.db-wal") >> 20);
     snprintf(text, sizeof text, "purge %s, turn held", beside);
     print_times(text, keeper);
-    printf("purge %s, steps that nobody interrupted\t%u\n", beside, calm->rounds);
-    snprintf(text, sizeof text, "purge %s, turn held in those", beside);
-    print_times(text, calm);
+    printf("purge %s, turn held, steps over %d ms\t%u\n", beside, GOAL_US / 1000, count_over(keeper, GOAL_US));
+    snprintf(text, sizeof text, "purge %s, turn held without waiting for a processor", beside);
+    print_times(text, used);
+    printf("purge %s, turn held without waiting for a processor, steps over %d ms\t%u\n", beside, GOAL_US / 1000,
+           count_over(used, GOAL_US));
+    snprintf(text, sizeof text, "purge %s, a flush of one page beside it", beside);
+    print_times(text, disk);
     if (beside_writer)
         printf("a writer's changes beside the purge, 1/s\t%.0f\n", (double)writer->operations * 1e6 / (double)took_us);
     print_times("a writer's round beside the purge", writer);
     store_embedded_close(se);
     se = NULL;
     munmap(keeper, sizeof *keeper);
-    munmap(calm, sizeof *calm);
+    munmap(used, sizeof *used);
+    munmap(disk, sizeof *disk);
     munmap(writer, sizeof *writer);
 }
 
@@ -375,7 +444,7 @@ static void measure_rates(void)
            file_bytes("sessions.db") / sessions);
     for (int what = 0; what < KINDS; what++)
         for (int processes = 1; processes <= 4; processes += 3)
-            for (int width = 1; width <= 16; width += 15) run((enum what)what, processes, width);
+            for (int width = 1; width <= 16; width += 15) run_kind((enum what)what, processes, width);
 }
 
 int main(int argc, char **argv)

@@ -8,6 +8,7 @@
 #include <glob.h>
 #include <signal.h>
 #include <sqlite3.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -417,7 +418,7 @@ static void a_step_of_purging_grows_while_it_takes_no_time(void **state)
     bool more = true;
     struct err e = { 0 };
     clock_set(1000000, 1000); /* stands still: every step takes 0 ms */
-    for (int i = 0; i < 1000; i++) {
+    for (int i = 0; i < 2000; i++) {
         char id[16];
         snprintf(id, sizeof id, "id-%d", i);
         create_(&c, id, BYTES_LITERAL("{}"), 1000);
@@ -431,9 +432,149 @@ static void a_step_of_purging_grows_while_it_takes_no_time(void **state)
         last = more ? purged : last;
         all += purged;
     }
-    assert_int_equal(all, 1000);
+    assert_int_equal(all, 2000);
     assert_int_equal(last, 200);
     store_embedded_close(c.self);
+}
+
+/* --- flushes while this process has the turn: SQLite's files with a look at xSync --- */
+
+struct queue { /* the file sessions.turns, as test_turns.c knows it */
+    char head[128];
+    volatile uint32_t serving;
+    struct {
+        _Alignas(64) volatile uint64_t claim;
+    } place[1024];
+};
+
+static sqlite3_vfs watched_files;
+static sqlite3_io_methods watched_methods[2]; /* of databases, which are locked and mapped; of their WALs */
+static int (*real_sync)(sqlite3_file *file, int flags);
+static struct queue *queue;
+static int own_place = -1;
+static int flushes_in_turn;
+
+static bool is_turn_of(int place)
+{
+    return place >= 0 && queue->place[place].claim == ((uint64_t)2 << 32 | queue->serving);
+}
+
+static void (*meanwhile)(void); /* what happens while this process waits for a WAL's flush, and not in its turn */
+
+static int watched_sync(sqlite3_file *file, int flags)
+{
+    void (*happens)(void) = meanwhile;
+    if (happens != NULL && file->pMethods == &watched_methods[1] && !is_turn_of(own_place)) {
+        meanwhile = NULL;
+        happens();
+        meanwhile = happens;
+    }
+    flushes_in_turn += is_turn_of(own_place);
+    return real_sync(file, flags);
+}
+
+static int watched_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *file, int flags, int *out_flags)
+{
+    sqlite3_vfs *real = vfs->pAppData;
+    int rc = real->xOpen(real, name, file, flags, out_flags);
+    if (rc != SQLITE_OK || file->pMethods == NULL) return rc;
+    sqlite3_io_methods *methods = &watched_methods[(flags & SQLITE_OPEN_MAIN_DB) == 0];
+    real_sync = file->pMethods->xSync;
+    *methods = *file->pMethods;
+    methods->xSync = watched_sync;
+    file->pMethods = methods;
+    return rc;
+}
+
+/* In a transaction, so it is our turn. */
+static bool find_own_place(void *ctx, sqlite3 *db, int64_t now_ms, struct err *e)
+{
+    (void)ctx, (void)db, (void)now_ms, (void)e;
+    for (int n = 0; n < 1024; n++)
+        if (is_turn_of(n)) own_place = n;
+    return true;
+}
+
+static void watch_flushes(struct store_case *c)
+{
+    char path[128];
+    struct err e = { 0 };
+    snprintf(path, sizeof path, "%s/sessions.turns", dir);
+    watched_files = *sqlite3_vfs_find(NULL);
+    watched_files.pAppData = sqlite3_vfs_find(NULL);
+    watched_files.zName = "watched";
+    watched_files.xOpen = watched_open;
+    sqlite3_vfs_register(&watched_files, 1);
+    c->self = open_store();
+    int fd = open(path, O_RDONLY);
+    queue = mmap(NULL, sizeof *queue, PROT_READ, MAP_SHARED, fd, 0);
+    assert_ptr_not_equal(queue, MAP_FAILED);
+    close(fd);
+    must(store_embedded_transact(c->self, find_own_place, NULL, soon(), &e), &e);
+    assert_true(own_place >= 0);
+}
+
+static void stop_watching_flushes(struct store_case *c)
+{
+    store_embedded_close(c->self);
+    sqlite3_vfs_unregister(&watched_files);
+    munmap(queue, sizeof *queue);
+    own_place = -1;
+}
+
+/* The WAL's count of its own beginnings: in its header, big-endian. */
+static int wal_beginnings(void)
+{
+    char path[128];
+    unsigned char head[16];
+    snprintf(path, sizeof path, "%s/sessions.db-wal", dir);
+    int fd = open(path, O_RDONLY);
+    assert_int_equal(read(fd, head, sizeof head), sizeof head);
+    close(fd);
+    return head[12] << 24 | head[13] << 16 | head[14] << 8 | head[15];
+}
+
+static struct store_case writer;
+
+static void write_meanwhile(void)
+{
+    update_(&writer, "a", same_again, NULL, LONG_MS);
+}
+
+/* However slow the disk is: a writer that comes while it is waited for goes on, and the WAL as it is. */
+static void no_turn_of_the_keeper_waits_for_the_disk(void **state)
+{
+    (void)state;
+    size_t bytes = 1 << 20;
+    char *doc = mem_alloc(bytes);
+    struct script s = { .verdict = STORE_WRITE, .write = { doc, bytes }, .seen = BUF_INIT(bytes) };
+    struct store_case keeper = { .ops = &store_embedded_ops, .open = open_store };
+    struct store_result res;
+    struct err e = { 0 };
+    int64_t purged;
+    bool more;
+    watch_flushes(&keeper);
+    writer = fresh(0);
+    create_(&writer, "a", BYTES_LITERAL("{}"), LONG_MS);
+    create_(&writer, "b", s.write, LONG_MS);
+    for (int i = 0; file_bytes("sessions.db-wal") < 66 << 20; i++) {
+        memset(doc, i, bytes); /* pages that do not change are not written */
+        must(writer.ops->update(writer.self, "b", follow_script, &s, TERMS(LONG_MS), soon(), &res, &e), &e);
+    }
+    int beginnings = wal_beginnings();
+    meanwhile = write_meanwhile;
+    must(store_embedded_housekeep(keeper.self, 8, &purged, &more, &e), &e);
+    assert_int_equal(flushes_in_turn, 0);
+    assert_int_equal(wal_beginnings(), beginnings);
+    meanwhile = NULL;
+    must(store_embedded_housekeep(keeper.self, 8, &purged, &more, &e), &e);
+    assert_int_equal(flushes_in_turn, 0);
+    write_meanwhile();
+    assert_int_equal(wal_beginnings(), beginnings + 1);
+    buf_done(&s.seen);
+    free(doc);
+    store_embedded_close(writer.self);
+    stop_watching_flushes(&keeper);
 }
 
 /* Writers without a pause never leave the WAL wholly copied, so that it would grow for ever by itself. */
@@ -870,6 +1011,7 @@ int main(void)
         OWN_DIR(the_limit_is_exact_among_processes),
         OWN_DIR(housekeeping_purges_in_steps),
         OWN_DIR(a_step_of_purging_grows_while_it_takes_no_time),
+        OWN_DIR(no_turn_of_the_keeper_waits_for_the_disk),
         OWN_DIR(housekeeping_bounds_the_wal),
         OWN_DIR(a_writer_bounds_the_wal_by_itself),
         OWN_DIR(all_files_are_private),

@@ -26,6 +26,7 @@ struct layout {
     struct {
         _Alignas(64) _Atomic uint64_t claim;
     } place[1024];
+    _Alignas(64) _Atomic uint32_t paused_until;
 };
 #define DRAWING ((uint64_t)1 << 32)
 
@@ -450,6 +451,65 @@ static void whoever_comes_first_creates_the_file(void **state)
     }
 }
 
+/* Takes a turn and returns how long that took. */
+static int64_t take_us(struct turns *t)
+{
+    int64_t begin_us = clock_mono_us();
+    assert_true(turns_take(t, CLOCK_NEVER));
+    turns_leave(t);
+    return clock_mono_us() - begin_us;
+}
+
+static void a_pause_keeps_others_waiting_until_its_end_and_not_its_caller(void **state)
+{
+    (void)state;
+    struct turns *a = open_turns(), *b = open_turns();
+    struct layout *q = map_file();
+    turns_pause(a, 20000);
+    assert_true(take_us(a) < 20000);
+    assert_true(take_us(b) >= 10000); /* the rest of it */
+    assert_int_equal(atomic_load(&q->paused_until), 0);
+    turns_pause(a, INT64_MAX); /* nobody can ask for more than */
+    int64_t took_us = take_us(b);
+    assert_true(took_us >= TURNS_MOST_PAUSE_US / 2 && took_us < 1000000);
+    turns_pause(a, 20000);
+    turns_pause(a, 0);
+    assert_int_equal(atomic_load(&q->paused_until), 0);
+    turns_pause(a, 20000);
+    turns_pause(b, 30000);
+    turns_pause(a, 0); /* that is b's now */
+    assert_int_not_equal(atomic_load(&q->paused_until), 0);
+    assert_true(take_us(a) >= 10000);
+    munmap(q, sizeof *q);
+    turns_close(a);
+    turns_close(b);
+}
+
+static void pause_and_die(int said_fd, void *arg)
+{
+    (void)arg;
+    struct turns *t = open_turns();
+    if (t == NULL) _exit(1);
+    turns_pause(t, TURNS_MOST_PAUSE_US);
+    say(said_fd);
+    pause();
+}
+
+static void a_pause_ends_with_its_time_whoever_asked_for_it(void **state)
+{
+    (void)state;
+    struct turns *t = open_turns();
+    struct layout *q = map_file();
+    finish(start(pause_and_die, NULL), SIGKILL);
+    assert_true(take_us(t) < 1000000);
+    assert_int_equal(atomic_load(&q->paused_until), 0); /* or it would come again with the clock */
+    atomic_store(&q->paused_until, (uint32_t)clock_mono_us() + 2 * TURNS_MOST_PAUSE_US); /* another start of the machine */
+    assert_true(take_us(t) < TURNS_MOST_PAUSE_US);
+    assert_int_equal(atomic_load(&q->paused_until), 0);
+    munmap(q, sizeof *q);
+    turns_close(t);
+}
+
 #define TURNS_TEST(test) cmocka_unit_test_setup_teardown(test, fresh_file, remove_file)
 
 int main(void)
@@ -464,6 +524,8 @@ int main(void)
         TURNS_TEST(killed_waiters_lose_their_turns),
         TURNS_TEST(killed_between_drawing_and_noting_a_ticket),
         TURNS_TEST(a_stopped_owner_is_passed_over),
+        TURNS_TEST(a_pause_keeps_others_waiting_until_its_end_and_not_its_caller),
+        TURNS_TEST(a_pause_ends_with_its_time_whoever_asked_for_it),
         TURNS_TEST(a_crowd_takes_turns_evenly),
         TURNS_TEST(a_crowd_survives_kills_anywhere),
         TURNS_TEST(whoever_comes_first_creates_the_file),
