@@ -15,6 +15,7 @@
 #include <sqlite3.h>
 #include <sys/queue.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #define PAGE_BYTES         4096
@@ -41,6 +42,8 @@
 #define RESTART_PAUSE_US   5000         /* what writers wait for the disk before that, and the more the longer it is */
 #define READERS_PAUSE_US   200
 #define RESTART_WAIT_MS    2            /* for readers, while writers wait for us */
+#define PROVE_MS           10000
+#define LITTLE_ROOM_BYTES  67108864
 #define DAMAGE_LOG_MS      60000
 #define STRING_(x)         #x
 #define STRING(x)          STRING_(x)
@@ -88,7 +91,7 @@ enum sql {
     SQL_ANY_EXPIRED,
     SQL_MARK_GONE, SQL_FIND_GONE, SQL_PURGE_GONE, SQL_OF_USER, SQL_OWNERS, SQL_OWNER, SQL_SCAN,
     SQL_COUNT_LIVE, SQL_COUNT_ROWS, SQL_TOTAL, SQL_TOTAL_SET, SQL_TOTAL_ADD, SQL_TOTAL_FORGET, SQL_TOTAL_SAME,
-    SQL_DATA_VERSION,
+    SQL_DATA_VERSION, SQL_PROVE,
     SQL_STATEMENTS
 };
 static const char *const sql_text[SQL_STATEMENTS] = {
@@ -128,6 +131,7 @@ static const char *const sql_text[SQL_STATEMENTS] = {
     [SQL_TOTAL_ADD]    = "UPDATE totals SET rows = rows + ?1",
     [SQL_TOTAL_FORGET] = "UPDATE totals SET rows = NULL WHERE rows IS NOT NULL",
     [SQL_TOTAL_SAME]   = "UPDATE totals SET rows = rows",
+    [SQL_PROVE]        = "INSERT OR REPLACE INTO refuge_facts VALUES ('written', random())",
     [SQL_DATA_VERSION] = "PRAGMA data_version", /* another once another connection has committed */
 };
 /* clang-format on */
@@ -168,6 +172,7 @@ struct store_embedded {
     int64_t turn_since_us, held_us; /* of the turn that is ours; of the longest since housekeeping began */
     int wal_pages;                  /* how long the WAL was at our last commit */
     int purge_step;                 /* sessions that we expect to purge in PURGE_TURN_US */
+    int64_t prove_at_ms;            /* when it is due that the disk proves to take writes; monotonic */
     int64_t checkpoint_at_ms;       /* the next one, while there is more to purge; monotonic */
     int64_t max_total;
     bool sync_full;
@@ -1019,13 +1024,24 @@ bool store_embedded_failed(struct store_embedded *se, const char *doing, struct 
 
 /* ---- Housekeeping -------------------------------------------------------------------------------------------- */
 
+static bool has_little_room(const struct store_embedded *se)
+{
+    struct statvfs fs;
+    return statvfs(se->dir, &fs) != 0 || (uint64_t)fs.f_bavail * fs.f_frsize < LITTLE_ROOM_BYTES;
+}
+
+/* A commit that changes nothing writes nothing: that the disk takes it is found out by one that does, now and then, since
+ * each lets an idle store flush twice, and always where the last one failed or there is reason to doubt. */
 bool store_embedded_ready(struct store_embedded *se, int64_t deadline_ms, struct err *e)
 {
     bool busy;
-    int64_t until_ms = clock_mono_ms() + ROUND_WAIT_MS;
+    int64_t now_ms = clock_mono_ms(), until_ms = now_ms + ROUND_WAIT_MS;
+    bool writes = now_ms >= se->prove_at_ms || has_little_room(se);
     if (!begin_write(se, deadline_ms < until_ms ? deadline_ms : until_ms, &busy, e)) return false;
-    bool ok = run(se, SQL_TOTAL_SAME, e);
-    return end_write(se, e) && ok;
+    bool ok = run(se, writes ? SQL_PROVE : SQL_TOTAL_SAME, e);
+    ok = end_write(se, e) && ok;
+    if (writes) se->prove_at_ms = ok ? now_ms + PROVE_MS : 0;
+    return ok;
 }
 
 /* A step's time depends on the disk, the memory and how the sessions lie in the file: measured, not known. */
