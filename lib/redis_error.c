@@ -30,7 +30,7 @@ static const struct redis_error errors[] = {
 static const struct redis_error unknown = { "", ERR_UNAVAILABLE, false, true, REDIS_NOTHING_HELPS };
 
 /* Before 7.0 Redis puts a script's failure behind where it came from, once or twice: "ERR Error running script (call to
- * f_SHA): @user_script:1: WRONGTYPE Operation ..." or "...: @user_script:1: @user_script: 1: -READONLY You can't ...". */
+ * f_SHA): @user_script:1: WRONGTYPE Operation ..." or "...: @user_script:1: @user_script: 1: -READONLY You ...". */
 static const char *unwrapped(const char *reply_text)
 {
     static const char wrapper[] = "ERR Error running script", place[] = "user_script:";

@@ -15,11 +15,12 @@
  * that the mark has lost. */
 
 /* Ends the id of KEYS[1], whose session has a new one: where ARGV[1] stands it goes, with the mark ARGV[2] for ARGV[3]
- * ms in KEYS[2], and the answer is the life that it had left. Else a list of what stands there now and Redis' time in ms;
- * or, of an id that was rotated in the last ARGV[4] ms, a list with its mark; or nil. With '' as ARGV[1] this only reads.
+ * ms in KEYS[2], and the answer is the life that it had left. Else a list of what stands there now and Redis' time in
+ * ms; or, of an id that was rotated in the last ARGV[4] ms, a list with its mark; or nil. With '' as ARGV[1] this only
+ * reads.
  *
- * Nothing ends after the time ARGV[5]: a Redis that stood still, or a network, may bring the script to its turn when the
- * new id has long died with its short life. */
+ * Nothing ends after the time ARGV[5]: a Redis that stood still, or a network, may bring the script to its turn when
+ * the new id has long died with its short life. */
 const char *const redis_rotation_script =
     "local now = redis.call('GET', KEYS[1])\n"
     "if not now then\n"
@@ -71,7 +72,8 @@ static enum old succeed(struct redis_rotation *ro, struct bytes base, struct err
                reply->element[0]->type == REDIS_REPLY_STRING && reply->element[1]->type == REDIS_REPLY_INTEGER) {
         buf_reset(&ro->base);
         buf_append(&ro->base, reply->element[0]->str, (size_t)reply->element[0]->len);
-        ro->not_after_ms = reply->element[1]->integer + STORE_REPEAT_MS; /* the new id is made later, and lives as long */
+        /* The new id is made later than that, and lives as long. */
+        ro->not_after_ms = reply->element[1]->integer + STORE_REPEAT_MS;
         old = OLD_LIVES;
     } else if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 1 &&
                reply->element[0]->type == REDIS_REPLY_STRING) {

@@ -31,6 +31,7 @@ enum answer { WRITTEN = 1, APPLIED, GONE, ABSENT, OTHER_VALUE, FAILED };
     "redis.call('SET', KEYS[3], new, 'PX', " life ")\n"                                                                \
     "return 1"
 
+/* clang-format off */
 /* KEYS: the session, its gone-mark, its applied-mark. ARGV: the name of this version, what the key should hold, the new
  * document, its life in ms, '1' if the key may be missing, the life of marks. */
 static const char *const script_session = IS_APPLIED
@@ -51,6 +52,7 @@ static const char *const script_tombstone = IS_APPLIED
     "redis.call('SET', KEYS[2], '-', 'PX', ARGV[2])\n"
     "redis.call('DEL', KEYS[1])\n"
     NOTE_APPLIED("ARGV[2]");
+/* clang-format on */
 
 /* KEYS: hyperpage:epoch. ARGV: the value it gets if it has none. Answers its value, and 1 if that is new. */
 static const char *const script_epoch = "local now = redis.call('GET', KEYS[1])\n"

@@ -40,7 +40,7 @@
 #define WAL_LIMIT_PAGES    65536        /* 256 MiB: it begins again whoever waits, by a worker if nobody keeps house */
 #define WAL_KEEP_BYTES     268435456    /* of its file: cutting it takes a writer's turn 10 ms, growing again a third */
 #define RESTART_PAUSE_US   5000         /* what writers wait for the disk before that, and the more the longer it is */
-#define READERS_PAUSE_US   200
+#define READERS_PAUSE_US   200          /* between two looks whether a reader has ended */
 #define RESTART_WAIT_MS    2            /* for readers, while writers wait for us */
 #define PROVE_MS           10000
 #define LITTLE_ROOM_BYTES  67108864
@@ -1030,8 +1030,8 @@ static bool has_little_room(const struct store_embedded *se)
     return statvfs(se->dir, &fs) != 0 || (uint64_t)fs.f_bavail * fs.f_frsize < LITTLE_ROOM_BYTES;
 }
 
-/* A commit that changes nothing writes nothing: that the disk takes it is found out by one that does, now and then, since
- * each lets an idle store flush twice, and always where the last one failed or there is reason to doubt. */
+/* A commit that changes nothing writes nothing: that the disk takes it is found out by one that does, now and then,
+ * since each lets an idle store flush twice, and always where the last one failed or there is reason to doubt. */
 bool store_embedded_ready(struct store_embedded *se, int64_t deadline_ms, struct err *e)
 {
     bool busy;

@@ -26,8 +26,8 @@ struct store_embedded_options {
 struct store_embedded *store_embedded_open(const struct store_embedded_options *o, struct err *e);
 void store_embedded_close(struct store_embedded *se);
 
-/* Can it be written now? Commits a transaction, which writes something at least every 10 s, and always where the disk is
- * nearly full. */
+/* Can it be written now? Commits a transaction, which writes something at least every 10 s, and always where the disk
+ * is nearly full. */
 bool store_embedded_ready(struct store_embedded *se, int64_t deadline_ms, struct err *e);
 
 /* One step of housekeeping: deletes expired sessions in one short transaction, at most `most` and only as many as writers

@@ -152,7 +152,8 @@ void turns_pause(struct turns *t, int64_t us)
 static void wait_out_pause(struct turns *t, int64_t deadline_ms)
 {
     uint32_t until;
-    while ((until = atomic_load_explicit(&t->queue->paused_until, memory_order_relaxed)) != 0 && until != t->own_pause) {
+    while ((until = atomic_load_explicit(&t->queue->paused_until, memory_order_relaxed)) != 0 &&
+           until != t->own_pause) {
         int32_t left_us = (int32_t)(until - now_us());
         if (left_us <= 0 || left_us > TURNS_MOST_PAUSE_US + 1) {
             atomic_compare_exchange_strong(&t->queue->paused_until, &until, 0);

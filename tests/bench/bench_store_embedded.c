@@ -14,7 +14,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-/* ---- Turns, with a look at how long we were ready to run in them, and others ran ------------------------------------ */
+/* ---- Turns, with a look at how long we were ready to run in them, and others ran ------------------------------ */
 
 static int schedstat_fd = -1;
 static int64_t turn_us, turn_waited_us; /* since when; what we had waited for a processor by then */
@@ -24,7 +24,8 @@ static int64_t waited_for_processor_us(void)
 {
     char text[100] = "";
     int64_t ran_ns, waited_ns = 0;
-    if (pread(schedstat_fd, text, sizeof text - 1, 0) <= 0 || sscanf(text, "%" SCNd64 " %" SCNd64, &ran_ns, &waited_ns) != 2)
+    if (pread(schedstat_fd, text, sizeof text - 1, 0) <= 0 ||
+        sscanf(text, "%" SCNd64 " %" SCNd64, &ran_ns, &waited_ns) != 2)
         return 0;
     return waited_ns / 1000;
 }
@@ -51,7 +52,7 @@ static void timed_leave(struct turns *t)
 #undef turns_take
 #undef turns_leave
 
-/* ---- What is measured ------------------------------------------------------------------------------------------------ */
+/* ---- What is measured ----------------------------------------------------------------------------------------- */
 
 #include "ids.h"
 #include "mem.h"
@@ -351,8 +352,8 @@ static pid_t writer_start(struct run *r)
     return pid;
 }
 
-/* A process that writes one page and flushes it, ten times a second, until it is killed: what the disk is like meanwhile,
- * with whatever else uses it. */
+/* A process that writes one page and flushes it, ten times a second, until it is killed: what the disk is like
+ * meanwhile, with whatever else uses it. */
 static pid_t probe_start(struct run *r)
 {
     char path[4096], page[4096] = { 0 };

@@ -1,5 +1,6 @@
 #include "store_redis.h"
 
+#include "metrics.h"
 #include "redis_rotation.h"
 #include "redis_server.h"
 #include "store_cases.h"
@@ -15,11 +16,12 @@ static struct pollset *pollset;
 
 #define KEY "hyperpage:session:"
 
+static int64_t timeout_ms = 5000;
+
 static void *open_with(struct pollset *ps)
 {
-    struct store_redis_options o = {
-        .connection = { .timeout_ms = 5000, .client_name = "tested", .pollset = ps }, .most_events = 1000
-    };
+    struct store_redis_options o = { .connection = { .timeout_ms = timeout_ms, .client_name = "tested", .pollset = ps },
+                                     .most_events = 1000 };
     struct redis_address *at = &o.connection.url.servers[0];
     snprintf(at->host, sizeof at->host, "%s", server.path);
     return store_redis_open(&o);
@@ -653,6 +655,34 @@ static void one_whose_time_is_over_leaves_the_queue(void **state)
     delete_(c, id);
 }
 
+/* Whoever comes behind a write that is not answered learns of it, and does not wait as long once more. */
+static void who_waits_behind_another_does_not_try_a_silent_redis_again(void **state)
+{
+    struct store_case *c = *state;
+    static _Atomic uint64_t counters[METRICS_COUNTERS];
+    const char *id = new_id();
+    struct ask asks[3];
+    store_redis_ops.close(in_tasks);
+    timeout_ms = 200;
+    in_tasks = open_with(pollset);
+    timeout_ms = 5000;
+    create_row(c, id, 3);
+    begin_asks(asks, 3, id);
+    start_asks(asks, 1);
+    run_rounds(); /* so it is connected */
+    assert_true(asks[0].ok);
+    metrics_use(counters);
+    kill(server.pid, SIGSTOP);
+    start_asks(&asks[1], 2);
+    run_rounds();
+    kill(server.pid, SIGCONT);
+    metrics_use(NULL);
+    for (int i = 1; i < 3; i++) assert_true(!asks[i].ok && asks[i].err.away);
+    assert_int_equal(counters[METRIC_redis_timeouts], 1);
+    assert_int_equal(counters[METRIC_redis_connect_errors], 0);
+    delete_(c, id);
+}
+
 static void a_batch_without_redis_fails_and_leaves_nobody_waiting(void **state)
 {
     (void)state;
@@ -695,6 +725,7 @@ int main(void)
         IN_TASKS(the_longest_life_of_a_batch_counts),
         IN_TASKS(all_of_a_batch_learn_that_the_session_is_gone),
         IN_TASKS(one_whose_time_is_over_leaves_the_queue),
+        IN_TASKS(who_waits_behind_another_does_not_try_a_silent_redis_again),
         IN_TASKS(a_batch_without_redis_fails_and_leaves_nobody_waiting),
     };
     return cmocka_run_group_tests(tests, start_server, stop_server);

@@ -503,7 +503,8 @@ static void a_pause_ends_with_its_time_whoever_asked_for_it(void **state)
     finish(start(pause_and_die, NULL), SIGKILL);
     assert_true(take_us(t) < 1000000);
     assert_int_equal(atomic_load(&q->paused_until), 0); /* or it would come again with the clock */
-    atomic_store(&q->paused_until, (uint32_t)clock_mono_us() + 2 * TURNS_MOST_PAUSE_US); /* another start of the machine */
+    atomic_store(&q->paused_until,
+                 (uint32_t)clock_mono_us() + 2 * TURNS_MOST_PAUSE_US); /* another start of the machine */
     assert_true(take_us(t) < TURNS_MOST_PAUSE_US);
     assert_int_equal(atomic_load(&q->paused_until), 0);
     munmap(q, sizeof *q);
