@@ -44,6 +44,7 @@ struct state {
 
 struct coordination {
     struct state *state;
+    uint64_t boot; /* the present one */
 };
 
 static void board_write(_Atomic uint64_t *number, _Atomic uint64_t *copies, const void *in, size_t words)
@@ -118,6 +119,12 @@ void coordination_beat(struct coordination *c, int64_t now_ms, int64_t lag_ms)
     atomic_store(&s->beat_ms, now_ms);
 }
 
+/* What a coordinator has left behind from before the machine was started anew is a time of another clock. */
+static bool is_of_this_boot(const struct coordination *c)
+{
+    return atomic_load(&c->state->boot) == c->boot;
+}
+
 bool coordination_alive(const struct coordination *c, int64_t now_ms)
 {
     int64_t beat_ms = coordination_beat_ms(c);
@@ -126,7 +133,7 @@ bool coordination_alive(const struct coordination *c, int64_t now_ms)
 
 int64_t coordination_beat_ms(const struct coordination *c)
 {
-    return atomic_load(&c->state->boot) == clock_boot() ? atomic_load(&c->state->beat_ms) : 0;
+    return is_of_this_boot(c) ? atomic_load(&c->state->beat_ms) : 0;
 }
 
 int64_t coordination_lag_ms(const struct coordination *c)
@@ -163,7 +170,13 @@ uint64_t coordination_generation(const struct coordination *c)
 
 int64_t coordination_stamped_ms(const struct coordination *c)
 {
-    return atomic_load(&c->state->stamp_ms);
+    return is_of_this_boot(c) ? atomic_load(&c->state->stamp_ms) : 0;
+}
+
+bool coordination_is_coherent(const struct coordination *c, int64_t now_ms)
+{
+    int64_t stamp_ms = coordination_stamped_ms(c);
+    return stamp_ms > 0 && now_ms - stamp_ms <= COORDINATION_COHERENT_MS;
 }
 
 struct coordination *coordination_open(const char *run_dir, struct err *e)
@@ -178,15 +191,16 @@ struct coordination *coordination_open(const char *run_dir, struct err *e)
     }
     struct coordination *c = mem_alloc(sizeof *c);
     c->state = s;
+    c->boot = clock_boot();
     return c;
 }
 
 void coordination_begin(struct coordination *c)
 {
     atomic_store(&c->state->beat_ms, 0);
-    atomic_store(&c->state->boot, clock_boot());
+    coordination_new_generation(c); /* before the boot: the stamp of another one must not become one of this */
+    atomic_store(&c->state->boot, c->boot);
     atomic_store(&c->state->waiting, 0);
-    coordination_new_generation(c);
 }
 
 void coordination_close(struct coordination *c)

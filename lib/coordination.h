@@ -124,6 +124,7 @@ int64_t coordination_waiting(const struct coordination *c);
 void coordination_new_generation(struct coordination *c);
 void coordination_stamp(struct coordination *c, int64_t stamp_ms);
 uint64_t coordination_generation(const struct coordination *c);
-int64_t coordination_stamped_ms(const struct coordination *c);
+int64_t coordination_stamped_ms(const struct coordination *c); /* 0: none since the machine started */
+bool coordination_is_coherent(const struct coordination *c, int64_t now_ms);
 
 #endif

@@ -156,8 +156,7 @@ static struct before look_before(struct store_redis *sr, const char *id)
 /* Is a proven copy what Redis holds? */
 static bool is_coherent(const struct store_redis *sr)
 {
-    return sr->o.coherence != NULL &&
-           clock_mono_ms() - coordination_stamped_ms(sr->o.coherence) <= COORDINATION_COHERENT_MS;
+    return sr->o.coherence != NULL && coordination_is_coherent(sr->o.coherence, clock_mono_ms());
 }
 
 /* Can the copy be the answer? It is in sr->copy then. */

@@ -97,12 +97,40 @@ static void a_new_generation_takes_the_proof_away(void **state)
 {
     (void)state;
     struct coordination *c = open_it();
+    coordination_begin(c);
     uint64_t generation = coordination_generation(c);
     coordination_stamp(c, 55);
     assert_int_equal(coordination_stamped_ms(c), 55);
+    assert_true(coordination_is_coherent(c, 55 + COORDINATION_COHERENT_MS));
+    assert_false(coordination_is_coherent(c, 55 + COORDINATION_COHERENT_MS + 1));
     coordination_new_generation(c);
     assert_true(coordination_generation(c) != generation);
     assert_int_equal(coordination_stamped_ms(c), 0);
+    assert_false(coordination_is_coherent(c, 55));
+    coordination_close(c);
+}
+
+/* RUN_DIR may lie on a disk. Then the monotonic times in it are those of a clock that began anew. */
+static void what_was_proven_before_the_machine_was_started_anew_is_not_proven(void **state)
+{
+    (void)state;
+    struct coordination *c = open_it();
+    uint64_t another = clock_boot() + 1;
+    coordination_begin(c);
+    coordination_beat(c, 100000, 3);
+    coordination_stamp(c, 100000);
+    FILE *f = fopen(path, "r+");
+    assert_non_null(f);
+    assert_int_equal(fseek(f, sizeof(uint64_t), SEEK_SET), 0); /* behind the magic number */
+    assert_int_equal(fwrite(&another, sizeof another, 1, f), 1);
+    assert_int_equal(fclose(f), 0);
+    for (int64_t now_ms = 5; now_ms < 200000; now_ms += 100) assert_false(coordination_is_coherent(c, now_ms));
+    assert_int_equal(coordination_stamped_ms(c), 0);
+    assert_int_equal(coordination_beat_ms(c), 0);
+    coordination_begin(c);
+    assert_false(coordination_is_coherent(c, 100000));
+    coordination_stamp(c, 300000);
+    assert_true(coordination_is_coherent(c, 300000));
     coordination_close(c);
 }
 
@@ -217,6 +245,7 @@ int main(void)
         cmocka_unit_test_teardown(a_coordinator_that_shows_nothing_is_dead, remove_file),
         cmocka_unit_test_teardown(the_worst_lag_is_shown_for_a_while, remove_file),
         cmocka_unit_test_teardown(a_new_generation_takes_the_proof_away, remove_file),
+        cmocka_unit_test_teardown(what_was_proven_before_the_machine_was_started_anew_is_not_proven, remove_file),
         cmocka_unit_test_teardown(a_successor_begins_without_messages_that_wait, remove_file),
         cmocka_unit_test_teardown(what_was_counted_outlives_who_counted, remove_file),
         cmocka_unit_test(the_row_that_nobody_reports_makes_room),
