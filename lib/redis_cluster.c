@@ -9,8 +9,9 @@
 #include "task.h"
 #include "waiters.h"
 
-#define PAUSE_MS     100 /* between two readings of the map */
-#define MOST_ANSWERS 10  /* one reading takes at most the time of so many answers */
+#define PAUSE_MS     100   /* between two readings of the map */
+#define MOST_AGE_MS  10000 /* servers may have joined, and nobody here have been redirected to them */
+#define MOST_ANSWERS 10    /* one reading takes at most the time of so many answers */
 
 struct redis_cluster {
     const struct redis_url *url;
@@ -19,7 +20,7 @@ struct redis_cluster {
     struct redis_link **links; /* of the map's primaries, in their order */
     bool known, doubtful, reading;
     struct waiters waiters; /* for the end of the reading */
-    int64_t read_again_ms;
+    int64_t read_again_ms, outdated_ms;
     struct err error; /* why the last reading was in vain */
 };
 
@@ -80,7 +81,9 @@ static void read_once(void *arg)
         c->error = e;
         c->doubtful = true;
     }
-    c->read_again_ms = clock_mono_ms() + PAUSE_MS;
+    now_ms = clock_mono_ms();
+    c->read_again_ms = now_ms + PAUSE_MS;
+    c->outdated_ms = now_ms + MOST_AGE_MS;
     c->reading = false;
     waiters_wake(&c->waiters);
 }
@@ -97,7 +100,7 @@ static void read_beside(struct redis_cluster *c)
 
 static bool wait_for_map(struct redis_cluster *c, int64_t deadline_ms, struct err *e)
 {
-    if (c->doubtful) read_beside(c);
+    if (c->doubtful || (c->known && clock_mono_ms() >= c->outdated_ms)) read_beside(c);
     while (!c->known) {
         read_beside(c);
         if (!c->reading && !c->known) {

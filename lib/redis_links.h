@@ -14,7 +14,7 @@ struct redis_links {
 struct redis_link *redis_links_to(struct redis_links *ls, const struct redis_address *address);
 
 /* Whoever is not asked for by redis_links_to() from now on is not needed any more: such a link is closed by the first
- * flush that finds it out of use. */
+ * flush that finds it out of use, a second later. */
 void redis_links_retire_all(struct redis_links *ls);
 
 void redis_links_flush(struct redis_links *ls);

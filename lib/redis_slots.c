@@ -98,6 +98,64 @@ void redis_slots_done(struct redis_slots *map)
     map->count = 0;
 }
 
+/* --- CLUSTER NODES: lines of ID ADDRESS:PORT@PORT,NAME,... FLAG,FLAG... and more --- */
+
+/* What stands before the next `end`, which is taken away with it. */
+static struct bytes cut(struct bytes *rest, char end)
+{
+    const char *at = rest->len > 0 ? memchr(rest->at, end, rest->len) : NULL;
+    struct bytes head = { rest->at, at != NULL ? (size_t)(at - rest->at) : rest->len };
+    size_t taken = head.len + (at != NULL);
+    *rest = (struct bytes){ rest->at + taken, rest->len - taken };
+    return head;
+}
+
+static bool is_other_primary(struct bytes flags)
+{
+    bool primary = false;
+    while (flags.len > 0) {
+        struct bytes flag = cut(&flags, ',');
+        if (bytes_is(flag, "myself") || bytes_is(flag, "fail") || bytes_is(flag, "handshake") ||
+            bytes_is(flag, "noaddr"))
+            return false;
+        primary |= bytes_is(flag, "master");
+    }
+    return primary;
+}
+
+static bool read_node(struct bytes place, struct redis_node *node)
+{
+    struct bytes address = cut(&place, ','), name = cut(&place, ','), host = cut(&address, '@');
+    size_t digits = 0;
+    long long port = 0, factor = 1;
+    for (; digits < host.len && digits < 6; digits++, factor *= 10) {
+        char c = host.at[host.len - 1 - digits];
+        if (c < '0' || c > '9') break;
+        port += (c - '0') * factor;
+    }
+    if (digits + 2 > host.len || host.at[host.len - 1 - digits] != ':') return false;
+    host.len -= digits + 1;
+    *node = (struct redis_node){ .name.port = (int)port };
+    if (name.len < sizeof node->name.host) memcpy(node->name.host, name.at, name.len);
+    return set_address(host.at, host.len, port, &node->name, &node->address);
+}
+
+size_t redis_slots_others(struct bytes nodes, struct redis_node **list)
+{
+    struct redis_node node;
+    size_t count = 0;
+    *list = NULL;
+    while (nodes.len > 0) {
+        struct bytes line = cut(&nodes, '\n');
+        cut(&line, ' ');
+        struct bytes place = cut(&line, ' '), flags = cut(&line, ' ');
+        if (!is_other_primary(flags) || !read_node(place, &node)) continue;
+        *list = mem_resize(*list, (count + 1) * sizeof **list);
+        (*list)[count++] = node;
+    }
+    return count;
+}
+
 bool redis_slots_redirection(const char *reply_text, const struct redis_address *asked, struct redis_address *to)
 {
     const char *host = strrchr(reply_text, ' ');

@@ -27,6 +27,15 @@ bool redis_slots_read(const redisReply *reply, const struct redis_address *asked
                       struct err *e);
 void redis_slots_done(struct redis_slots *map);
 
+/* A primary as others know it: by its address, and by its name, whose host is "" if it has none. */
+struct redis_node {
+    struct redis_address address, name;
+};
+
+/* From a reply of CLUSTER NODES, the other primaries that whoever gave it takes for living, also those without a slot.
+ * *list is the caller's (free); NULL if there are none. */
+size_t redis_slots_others(struct bytes nodes, struct redis_node **list);
+
 /* The server named by "MOVED 3999 127.0.0.1:6381" or "ASK ..."; the host may be missing as above. */
 bool redis_slots_redirection(const char *reply_text, const struct redis_address *asked, struct redis_address *to);
 

@@ -6,6 +6,7 @@
 #include "mem.h"
 #include "metrics.h"
 #include "redis_keys.h"
+#include "redis_slots.h"
 #include "session_cache.h"
 #include "subscriber.h"
 #include "task.h"
@@ -14,7 +15,6 @@
 
 #define CHECK_EVERY_MS 80 /* well below the age at which workers stop believing a stamp (COORDINATION_COHERENT_MS) */
 #define RETRY_MS       500
-#define MOST_PRIMARIES 64
 #define COMPLAIN_MS    60000
 
 /* One primary: the coordinator's connection to it tracks, and redirects what it sees to a subscriber's. RESP2 has no
@@ -26,12 +26,14 @@ struct tracker {
     int64_t client_id;  /* of the subscriber's connection that is redirected to; 0: nothing is tracked */
     int64_t checked_ms; /* monotonic: when the last question was sent whose answer said that it tracks; 0: none */
     bool stopping, running, current;
+    struct redis_node *others; /* of a cluster: the other primaries that its server knew at the last check */
+    size_t other_count;
 };
 
 struct coherence {
     struct coordinator *co;
     struct session_cache *cache;
-    struct tracker *tracker[MOST_PRIMARIES];
+    struct tracker **tracker;
     size_t count;
     int64_t complain_ms;
     bool proven; /* as the log was told */
@@ -71,6 +73,9 @@ static void set_proven(struct coherence *ch, bool proven)
 /* What was sent from now on may have been lost. */
 static void forget(struct tracker *t)
 {
+    free(t->others);
+    t->others = NULL;
+    t->other_count = 0;
     if (t->client_id == 0) return;
     t->client_id = t->checked_ms = 0;
     coordination_new_generation(t->ch->co->coordination); /* takes the stamp away */
@@ -145,11 +150,33 @@ static const redisReply *value_of(const redisReply *list, const char *name)
     return NULL;
 }
 
+/* A cluster may grow, and the slots of our sessions go elsewhere: before a server can send anybody to another one, by ASK
+ * or by MOVED, it knows that one. So all that it knows are tracked, slots or not. One that has lost the others, and so
+ * does not hear that it was replaced, says that the cluster is not whole. */
+static bool look_around(struct tracker *t, struct err *e)
+{
+    redisReply *info = ask(t, 2, (struct bytes[]){ BYTES_LITERAL("CLUSTER"), BYTES_LITERAL("INFO") }, e);
+    if (info == NULL) return false;
+    bool whole = info->type == REDIS_REPLY_STRING && strstr(info->str, "cluster_state:ok") != NULL;
+    freeReplyObject(info);
+    if (!whole) return err_set_away(e, "%s sees no whole cluster", t->server.host);
+    redisReply *nodes = ask(t, 2, (struct bytes[]){ BYTES_LITERAL("CLUSTER"), BYTES_LITERAL("NODES") }, e);
+    if (nodes == NULL) return false;
+    free(t->others);
+    t->others = NULL;
+    t->other_count = nodes->type == REDIS_REPLY_STRING
+                         ? redis_slots_others((struct bytes){ nodes->str, (size_t)nodes->len }, &t->others)
+                         : 0;
+    freeReplyObject(nodes);
+    return true;
+}
+
 /* Does it still track, and is it still a primary? A connection that was made anew does not track; a primary that was
  * replaced goes on answering, and hears of nothing any more. */
 static bool check(struct tracker *t, struct err *e)
 {
     int64_t sent_ms = clock_mono_ms();
+    if (t->ch->co->url.topology == REDIS_CLUSTER && !look_around(t, e)) return false;
     redisReply *role = ask(t, 1, (struct bytes[]){ BYTES_LITERAL("ROLE") }, e);
     if (role == NULL) return false;
     bool primary = has_word(role, "master");
@@ -226,6 +253,7 @@ static bool tracker_has_ended(const struct tracker *t)
 
 static void tracker_close(struct tracker *t)
 {
+    forget(t);
     subscriber_close(t->subscriber);
     free(t);
 }
@@ -251,19 +279,31 @@ static void close_ended(struct coherence *ch)
     ch->count = kept;
 }
 
-/* One tracker for each primary, and for nobody else. While nobody knows who they are, those that there are stay. */
+/* Others may call the same server by its name. */
+static void follow(struct coherence *ch, const struct redis_address *server, const struct redis_address *name)
+{
+    struct tracker *t = tracker_of(ch, server);
+    if (t == NULL && name->host[0] != '\0') t = tracker_of(ch, name);
+    if (t == NULL) {
+        ch->tracker = mem_resize(ch->tracker, (ch->count + 1) * sizeof *ch->tracker);
+        t = ch->tracker[ch->count++] = tracker_open(ch, server);
+    }
+    t->current = true;
+}
+
+/* One tracker for each primary, and for nobody else. While nobody knows who they are, those that there are stay. Nothing
+ * parks from where we know who they are until the stamp. */
 static void follow_primaries(struct coherence *ch)
 {
-    struct redis_address *list;
+    struct redis_address *list = NULL;
     struct err e;
     size_t n = redis_primaries(ch->co->redis, &list, clock_mono_ms() + ch->co->config->redis_timeout_ms, &e);
-    if (n == 0) return;
-    for (size_t i = 0; i < ch->count; i++) ch->tracker[i]->current = false;
-    for (size_t i = 0; i < n; i++) {
-        struct tracker *t = tracker_of(ch, &list[i]);
-        if (t == NULL && ch->count < MOST_PRIMARIES) t = ch->tracker[ch->count++] = tracker_open(ch, &list[i]);
-        if (t != NULL) t->current = true;
-    }
+    size_t had = ch->count;
+    for (size_t i = 0; i < had; i++) ch->tracker[i]->current = n == 0;
+    for (size_t i = 0; i < n; i++) follow(ch, &list[i], &list[i]);
+    for (size_t i = 0; i < had; i++)
+        for (size_t other = 0; !ch->tracker[i]->stopping && other < ch->tracker[i]->other_count; other++)
+            follow(ch, &ch->tracker[i]->others[other].address, &ch->tracker[i]->others[other].name);
     for (size_t i = 0; i < ch->count; i++)
         if (!ch->tracker[i]->current && !ch->tracker[i]->stopping) tracker_stop(ch->tracker[i]);
     free(list);
@@ -322,5 +362,6 @@ void coherence_keep(struct duty *d)
     } while (duty_wait(d, clock_mono_ms() + CHECK_EVERY_MS / 2));
     for (size_t i = 0; i < ch.count; i++) tracker_stop(ch.tracker[i]);
     while (!all_ended(&ch)) task_park(clock_mono_ms() + 1);
+    free(ch.tracker);
     session_cache_close(ch.cache);
 }

@@ -13,8 +13,8 @@ import time
 import pytest
 
 from proxy import Proxy
-from servers import Coordinator, Pool, Redis, wait_until
-from test_cluster import Cluster
+from servers import Coordinator, Pool, Redis, free_port, wait_until
+from test_cluster import PASSWORD, Cluster
 from test_sentinel import SENTINEL_PASSWORD, Watched
 
 LONG = os.environ.get("HYPERPAGE_LONG") == "1"
@@ -408,3 +408,36 @@ def test_a_primary_that_sentinels_name_anew_is_listened_to(folder, servers):
         assert_follows(pool, write, session_id, "second")
     wait_until(lambda: sum(assert_follows(pool, write, session_id, time.monotonic()) for session_id in sessions) >= 6,
                "reads are answered from copies again")
+def test_a_primary_that_joins_a_cluster_is_listened_to(folder, servers):
+    """It takes over a slot of which the coordinator itself needs nothing, so that nobody sends it there: while the slot is
+    on its way, and after that."""
+    cluster = Cluster(folder, servers)
+    pool, coordinator = node_on(folder, servers, cluster.url)
+    newcomer = servers.enter_context(Redis(
+        folder, "newcomer", cluster_enabled="yes", cluster_config_file="newcomer.conf", cluster_node_timeout=1000,
+        cluster_port=free_port(), requirepass=PASSWORD, masterauth=PASSWORD))
+    session_id = create(pool)
+    key = f"hyperpage:session:{session_id}"
+    source = next(node for node in cluster.primaries() if key.encode() in node.call("KEYS", key))
+    slot = source.call("CLUSTER", "KEYSLOT", key)
+    (myself,) = (line.split()[1] for line in source.call("CLUSTER", "NODES").splitlines() if b"myself" in line)
+    newcomer.call("CLUSTER", "MEET", "127.0.0.1", source.port, myself.decode().rpartition("@")[2])
+    wait_until(lambda: all(cluster.id_of(newcomer) in node.call("CLUSTER", "NODES") for node in cluster.nodes), "all know it")
+    wait_until(lambda: b"cluster_state:ok" in newcomer.call("CLUSTER", "INFO"), "it knows the others")
+
+    def write(_, mark):
+        with newcomer.connection() as connection:
+            connection.pipeline([("ASKING",), ("SET", key, json.dumps({"n": mark}), "EX", "86400")])
+
+    newcomer.call("CLUSTER", "SETSLOT", slot, "IMPORTING", cluster.id_of(source))
+    source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", cluster.id_of(newcomer))
+    source.call("MIGRATE", "127.0.0.1", newcomer.port, key, 0, 5000, "AUTH", PASSWORD)
+    for n in range(5):
+        assert_follows(pool, write, session_id, f"on its way {n}")
+    for node in (newcomer, source, *cluster.primaries()):
+        node.call("CLUSTER", "SETSLOT", slot, "NODE", cluster.id_of(newcomer))
+    for n in range(5):
+        assert_follows(pool, write, session_id, f"there {n}")
+    wait_until(lambda: assert_follows(pool, write, session_id, time.monotonic()) >= 4, "reads are answered from copies")
+
+

@@ -131,6 +131,40 @@ static void a_redirection_names_a_server(void **state)
         if (redis_slots_redirection(bad[i], &asked, &to)) fail_msg("was taken: %s", bad[i]);
 }
 
+static void the_other_primaries_are_known_with_slots_or_without(void **state)
+{
+    (void)state;
+    static const char text[] =
+        "07c37dfeb235213a872192d90877d0cd55635b91 10.0.0.2:30004@31004 slave e7d1eecce10fd6bb5eb35b9f99a514335d9ba9ca 0 1 4 "
+        "connected\n"
+        "67ed2db8d677e59ec4a4cefb06858cf2a1a89fa1 10.0.0.3:30002@31002,host-3 master - 0 1426238316232 2 connected "
+        "5461-10922 [93-<-292f8b365bb7edb5e285caf0b7e6ddc7265d2f4f]\n"
+        "292f8b365bb7edb5e285caf0b7e6ddc7265d2f4f 2001:db8::1:30003@31003,,shard-id=ab master - 0 1 3 connected\n"
+        "6ec23923021cf3ffec47632106199cb7f496ce01 10.0.0.5:30005@31005 master,fail? - 0 1 5 disconnected 10923-16383\n"
+        "824fe116063bc5fcf9f4ffd895bc17aee7731ac3 10.0.0.6:30006 master,fail - 0 1 6 disconnected\n"
+        "a 10.0.0.7:30007@31007 handshake,master - 0 0 0 connected\n"
+        "b :0@0 master,noaddr - 1 1 7 disconnected\n"
+        "c :30009@31009 master - 1 1 7 connected\n"
+        "d 10.0.0.8:@1 master - 1 1 7 connected\n"
+        "e 10.0.0.8:70000@1 master - 1 1 7 connected\n"
+        "\n"
+        "f\n"
+        "e7d1eecce10fd6bb5eb35b9f99a514335d9ba9ca 10.0.0.1:30001@31001 myself,master - 0 0 1 connected 0-5460";
+    struct redis_node *list;
+    assert_int_equal(redis_slots_others(BYTES_LITERAL(text), &list), 3);
+    assert_string_equal(list[0].address.host, "10.0.0.3");
+    assert_int_equal(list[0].address.port, 30002);
+    assert_string_equal(list[0].name.host, "host-3");
+    assert_int_equal(list[0].name.port, 30002);
+    assert_string_equal(list[1].address.host, "2001:db8::1");
+    assert_int_equal(list[1].address.port, 30003);
+    assert_string_equal(list[1].name.host, "");
+    assert_string_equal(list[2].address.host, "10.0.0.5");
+    free(list);
+    assert_int_equal(redis_slots_others(BYTES_LITERAL(""), &list), 0);
+    assert_null(list);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -138,6 +172,7 @@ int main(void)
         cmocka_unit_test(a_map_says_who_has_each_slot),
         cmocka_unit_test(what_is_no_map_is_refused),
         cmocka_unit_test(a_redirection_names_a_server),
+        cmocka_unit_test(the_other_primaries_are_known_with_slots_or_without),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
