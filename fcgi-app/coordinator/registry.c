@@ -176,6 +176,8 @@ struct follower {
     bool leftovers; /* what was handed out and not acknowledged comes first */
     int64_t leftovers_at_ms;
     int most; /* events in one transaction: one by one where a batch was refused */
+    char place[SESSION_EVENTS_PLACE_BYTES]; /* all up to this entry were handed out; "": none yet */
+    int64_t gap_quiet_until_ms;
     struct buf doc;
     uint64_t seen[SEEN]; /* fingerprints of the sessions of this batch: an open hash table, 0 is free */
 };
@@ -198,20 +200,22 @@ static bool read_id(struct bytes text, uint64_t id[2])
     return true;
 }
 
-/* Was an entry behind `last` perhaps trimmed before the group could read it? Sure it was not while the stream still
- * begins at or before what was read last. */
-static bool look_for_gap(struct follower *f, struct bytes last, bool *gap, struct err *e)
+/* Was an entry behind f->place perhaps trimmed before the group could read it? Sure it was not while the stream still
+ * begins at or before what was read last. If it was, the next one to be read is f->place: what is trimmed from now on is
+ * another gap. */
+static bool look_for_gap(struct follower *f, bool *gap, struct err *e)
 {
-    uint64_t read_last[2], first[2];
+    uint64_t last[2], first[2];
     struct bytes range[] = { BYTES_LITERAL("XRANGE"), BYTES_LITERAL(REDIS_EVENTS_KEY), BYTES_LITERAL("-"),
                              BYTES_LITERAL("+"),      BYTES_LITERAL("COUNT"),          BYTES_LITERAL("1") };
     redisReply *reply = ask(f, 6, range, false, e);
     if (reply == NULL) return false;
     const redisReply *entry = reply->type == REDIS_REPLY_ARRAY && reply->elements == 1 ? reply->element[0] : NULL;
     *gap = false;
-    if (entry != NULL && entry->type == REDIS_REPLY_ARRAY && entry->elements == 2 && read_id(last, read_last) &&
+    if (entry != NULL && entry->type == REDIS_REPLY_ARRAY && entry->elements == 2 && read_id(bytes_of(f->place), last) &&
         read_id((struct bytes){ entry->element[0]->str, (size_t)entry->element[0]->len }, first))
-        *gap = first[0] > read_last[0] || (first[0] == read_last[0] && first[1] > read_last[1]);
+        *gap = first[0] > last[0] || (first[0] == last[0] && first[1] > last[1]);
+    if (*gap) snprintf(f->place, sizeof f->place, "%s", entry->element[0]->str);
     freeReplyObject(reply);
     return true;
 }
@@ -239,16 +243,18 @@ static bool note_gap(struct follower *f, struct err *e)
         return true;
     }
     metrics_add(METRIC_registry_gaps_total, 1);
+    if (clock_mono_ms() < f->gap_quiet_until_ms) return true;
+    f->gap_quiet_until_ms = clock_mono_ms() + COMPLAIN_MS;
     log_warn("session events may have been lost, the next cleanup builds the registry anew");
     return true;
 }
 
-/* The group's last entry, copied to `last`, or an empty text where there is no such group, or no stream. */
-static bool find_group(struct follower *f, char last[48], struct err *e)
+/* f->place becomes the group's last entry, or an empty text where there is no such group, or no stream. */
+static bool find_group(struct follower *f, struct err *e)
 {
     struct bytes exists[] = { BYTES_LITERAL("EXISTS"), BYTES_LITERAL(REDIS_EVENTS_KEY) };
     struct bytes groups[] = { BYTES_LITERAL("XINFO"), BYTES_LITERAL("GROUPS"), BYTES_LITERAL(REDIS_EVENTS_KEY) };
-    last[0] = '\0';
+    f->place[0] = '\0';
     redisReply *reply = ask(f, 2, exists, false, e);
     if (reply == NULL) return false;
     bool there = reply->integer == 1;
@@ -258,7 +264,7 @@ static bool find_group(struct follower *f, char last[48], struct err *e)
     for (size_t i = 0; reply->type == REDIS_REPLY_ARRAY && i < reply->elements; i++)
         if (bytes_is(session_events_member(reply->element[i], "name"), GROUP)) {
             struct bytes id = session_events_member(reply->element[i], "last-delivered-id");
-            snprintf(last, 48, "%.*s", (int)id.len, id.at);
+            snprintf(f->place, sizeof f->place, "%.*s", (int)id.len, id.at);
         }
     freeReplyObject(reply);
     return true;
@@ -267,13 +273,13 @@ static bool find_group(struct follower *f, char last[48], struct err *e)
 /* A new group begins with the oldest event that is there; what was before it is lost to us too. */
 static bool make_sure(struct follower *f, struct err *e)
 {
-    char last[48];
     bool gap = true;
-    if (!find_group(f, last, e)) return false;
-    if (last[0] != '\0' && !look_for_gap(f, bytes_of(last), &gap, e)) return false;
+    if (!find_group(f, e)) return false;
+    bool there = f->place[0] != '\0';
+    if (there && !look_for_gap(f, &gap, e)) return false;
     if (gap && !note_gap(f, e)) return false;
     fault_point("registry-group");
-    if (last[0] == '\0') {
+    if (!there) {
         struct bytes create[] = { BYTES_LITERAL("XGROUP"), BYTES_LITERAL("CREATE"), BYTES_LITERAL(REDIS_EVENTS_KEY),
                                   BYTES_LITERAL(GROUP),    BYTES_LITERAL("0"),      BYTES_LITERAL("MKSTREAM") };
         redisReply *reply = ask(f, 6, create, true, e);
@@ -281,6 +287,15 @@ static bool make_sure(struct follower *f, struct err *e)
         freeReplyObject(reply);
     }
     return true;
+}
+
+/* Whoever writes faster than we read has the stream trimmed before us: XREADGROUP then goes on behind the gap and says
+ * nothing of it. */
+static bool note_what_is_trimmed(struct follower *f, struct err *e)
+{
+    bool gap;
+    if (f->place[0] == '\0') return true;
+    return look_for_gap(f, &gap, e) && (!gap || note_gap(f, e));
 }
 
 /* The next events; the reply is the caller's, *entries its list of them or NULL. */
@@ -303,6 +318,10 @@ static redisReply *read_events(struct follower *f, const redisReply **entries, s
     if (stream != NULL && stream->type == REDIS_REPLY_ARRAY && stream->elements == 2 &&
         stream->element[1]->type == REDIS_REPLY_ARRAY && stream->element[1]->elements > 0)
         *entries = stream->element[1];
+    if (*entries != NULL && !f->leftovers) {
+        const redisReply *last = (*entries)->element[(*entries)->elements - 1];
+        snprintf(f->place, sizeof f->place, "%s", last->element[0]->str);
+    }
     return reply;
 }
 
@@ -317,7 +336,8 @@ static bool was_seen(struct follower *f, const char *id)
     return false;
 }
 
-/* What one event says to look at. Without a user there is nothing to look at: there is no row. */
+/* What one event says to look at. Without a user there is nothing to look at: there is no row. But what is left over may
+ * be older than what was read since. */
 static bool take_event(struct follower *f, const redisReply *entry, struct changes *c, struct err *e)
 {
     char id[IDS_TEXT_BYTES];
@@ -328,7 +348,7 @@ static bool take_event(struct follower *f, const redisReply *entry, struct chang
     if (members->type == REDIS_REPLY_NIL) c->lost = true; /* trimmed after it was handed out */
     if (was.len > 0 && ids_read(was, id) && !was_seen(f, id)) add_dead(c, id);
     if (!ids_read(session_events_member(members, "sessionId"), id) || was_seen(f, id)) return true;
-    if (has_user) return look_at(f->co, id, &f->doc, c, clock_mono_ms() + STEP_MS, e);
+    if (has_user || f->leftovers) return look_at(f->co, id, &f->doc, c, clock_mono_ms() + STEP_MS, e);
     add_dead(c, id);
     return true;
 }
@@ -384,6 +404,7 @@ static bool follow(struct follower *f, bool *more, struct err *e)
     *more = false;
     if (!f->sure && !(f->sure = make_sure(f, e))) return false;
     if (clock_mono_ms() >= f->leftovers_at_ms) f->leftovers = true;
+    if (!f->leftovers && !note_what_is_trimmed(f, e)) return false;
     redisReply *reply = read_events(f, &entries, e);
     if (reply == NULL) return false;
     bool ok = entries == NULL || bring_in(f, entries, e);

@@ -178,6 +178,29 @@ def test_where_events_were_lost_the_cleanup_builds_all_rows_anew(database, pool,
     assert "theirs" in rows(database), "a row that is none of ours stays"
 
 
+def test_events_that_are_trimmed_while_a_leader_reads_too_slowly_are_missed(database, pool, start, redis):
+    """It is held up, but nothing fails: it goes on reading behind what is gone."""
+    start()
+    slow = create(pool, "anna")
+    wait_for_rows(database, {slow: user_id("anna")})
+    clean_again(database)
+    assert gap(database) is False
+    with contextlib.closing(database.connect()) as holder:
+        holder.cursor().execute("SELECT 1 FROM user_sessions WHERE session_token = %s FOR UPDATE", [slow])
+        patch(pool, slow, userId="berta")
+        wait_until(lambda: database.ask("SELECT 1 FROM pg_stat_activity WHERE application_name = 'hyperpage-coordinator' "
+                                        "AND wait_event_type = 'Lock'"), "the leader waits for the row")
+        length = redis.call("XLEN", STREAM)
+        lost = create(pool, "carl")
+        wait_until(lambda: redis.call("XLEN", STREAM) > length, "the event is there")
+        redis.call("XTRIM", STREAM, "MAXLEN", 0)
+        create(pool)
+        wait_until(lambda: redis.call("XLEN", STREAM) > 0, "others follow")
+    wait_until(lambda: gap(database) is True, "the loss is noted")
+    clean_again(database)
+    wait_for_rows(database, {slow: user_id("berta"), lost: user_id("carl")})
+
+
 def test_the_cleanup_repairs_redis(database, pool, start, redis):
     start()
     session_id = create(pool, "anna")
