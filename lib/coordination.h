@@ -108,7 +108,8 @@ static inline bool coordination_is_fresh(int64_t counted_ms, int64_t now_ms)
 
 /* --- single numbers --- */
 
-/* The coordinator lives: at least every COORDINATION_ALIVE_MS / 4. `lag_ms`: how late its loop was. */
+/* The coordinator lives: at least every COORDINATION_ALIVE_MS / 4. `lag_ms`: how late its loop was, or how long one of
+ * its rounds took, whichever is more. */
 void coordination_beat(struct coordination *c, int64_t now_ms, int64_t lag_ms);
 bool coordination_alive(const struct coordination *c, int64_t now_ms);
 int64_t coordination_beat_ms(const struct coordination *c); /* monotonic: the last one; 0: none since the machine started */

@@ -15,21 +15,24 @@
 #include <string.h>
 #include <unistd.h>
 
-#define TICK_MS     100  /* how often the loop's lag is measured and others are shown that we live */
-#define LATE_MS     20   /* a tick that comes so late is counted */
+#define TICK_MS     100  /* how often the loop's lag is told and others are shown that we live */
+#define LATE_MS     20   /* a tick that comes so late, and a round that takes so long, is counted */
 #define DATABASE_MS 1000 /* longest wait for the database of one that leaves */
 #define LEAVE_BY_MS 5000 /* a task that has not ended by then never will */
+#define KEPT_STACKS 4    /* of tasks that have ended, for the next ones */
 
 /* What belongs to the loop; `co` is what everybody else sees. */
 struct loop {
     struct coordinator *co;
     struct ev_loop *ev;
+    ev_check check;
     ev_prepare prepare;
     ev_io descriptors;
     ev_timer due; /* a task's deadline */
     ev_timer tick;
     ev_signal signals[5];
     int64_t tick_at_ms;
+    int64_t woken_us, longest_us; /* the present round began; the longest one since the last tick */
     int64_t leave_by_ms;
     bool stopping; /* TERM or INT, as opposed to HUP */
     struct config *(*reload)(void);
@@ -56,6 +59,21 @@ static void leave(struct loop *l)
     duties_wake(co->duties);
 }
 
+/* A round begins: the loop has slept, and is about to see what for. */
+static void begin_round(struct ev_loop *ev, ev_check *w, int events)
+{
+    (void)ev, (void)events;
+    ((struct loop *)w->data)->woken_us = clock_mono_us();
+}
+
+/* For so long nothing else could happen. */
+static void end_round(struct loop *l)
+{
+    int64_t took_us = clock_mono_us() - l->woken_us;
+    if (took_us > l->longest_us) l->longest_us = took_us;
+    if (took_us > LATE_MS * 1000) metrics_add(METRIC_coordinator_rounds_long_total, 1);
+}
+
 /* Everything that happens, happens here: each round runs all tasks as far as they come and sends what they asked for,
  * then sleeps until a descriptor is ready or the next deadline has come. */
 static void run_tasks(struct ev_loop *ev, ev_prepare *w, int events)
@@ -69,6 +87,7 @@ static void run_tasks(struct ev_loop *ev, ev_prepare *w, int events)
         if (l->co->warming != NULL) store_redis_ops.flush(l->co->warming);
     } while (task_any_ready());
 
+    end_round(l);
     int64_t now_ms = clock_mono_ms(), due_ms = task_expire(now_ms);
     if (task_any_ready()) due_ms = now_ms; /* one that only let others go first */
     if (l->co->leaving && (task_count() == 0 || now_ms >= l->leave_by_ms)) ev_break(ev, EVBREAK_ALL);
@@ -95,11 +114,13 @@ static void on_tick(struct ev_loop *ev, ev_timer *w, int events)
 {
     (void)ev, (void)events;
     struct loop *l = w->data;
-    int64_t now_ms = clock_mono_ms(), late_ms = now_ms - l->tick_at_ms;
+    int64_t now_ms = clock_mono_ms(), late_ms = now_ms - l->tick_at_ms, round_ms = l->longest_us / 1000;
     metrics_add(METRIC_coordinator_ticks_total, 1);
     metrics_cpu(METRIC_cpu_coordinator);
     if (late_ms > LATE_MS) metrics_add(METRIC_coordinator_ticks_late_total, 1);
-    coordination_beat(l->co->coordination, now_ms, late_ms > 0 ? late_ms : 0);
+    coordination_beat(l->co->coordination, now_ms, late_ms > round_ms ? late_ms : round_ms);
+    l->longest_us = 0;
+    task_free_stacks(KEPT_STACKS);
     l->tick_at_ms = now_ms + TICK_MS;
 }
 
@@ -194,12 +215,16 @@ static void watch_all(struct loop *l)
 {
     static const int handled[] = { SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2 };
     signal(SIGPIPE, SIG_IGN);
+    ev_check_init(&l->check, begin_round);
+    ev_set_priority(&l->check, EV_MAXPRI);
     ev_prepare_init(&l->prepare, run_tasks);
     ev_io_init(&l->descriptors, on_descriptors, pollset_fd(l->co->pollset), EV_READ);
     ev_init(&l->due, on_due);
     ev_timer_init(&l->tick, on_tick, TICK_MS / 1000., TICK_MS / 1000.);
-    l->prepare.data = l->descriptors.data = l->due.data = l->tick.data = l;
+    l->check.data = l->prepare.data = l->descriptors.data = l->due.data = l->tick.data = l;
+    l->woken_us = clock_mono_us();
     l->tick_at_ms = clock_mono_ms() + TICK_MS;
+    ev_check_start(l->ev, &l->check);
     ev_prepare_start(l->ev, &l->prepare);
     ev_io_start(l->ev, &l->descriptors);
     ev_timer_start(l->ev, &l->tick);

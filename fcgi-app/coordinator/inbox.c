@@ -17,7 +17,8 @@
 
 #define MOST_WAITING       4096
 #define MOST_WAITING_BYTES (1024 * 1024)
-#define AT_ONCE            256 /* messages, then the loop has its turn */
+#define AT_ONCE            256  /* messages, then the loop has its turn */
+#define AT_ONCE_US         5000 /* and after so long: one message may name thousands of keys */
 #define MOST_SENDERS       256
 #define REFRESH_EVERY_MS   1000  /* at most, however much is missed */
 #define COMPLAIN_EVERY_MS  60000 /* at most, however much is malformed */
@@ -321,7 +322,8 @@ static void show_others(struct inbox *ib)
 
 static void work_off_some(struct inbox *ib)
 {
-    for (int n = 0; n < AT_ONCE && ib->waiting > 0; n++) {
+    int64_t until_us = clock_mono_us() + AT_ONCE_US;
+    for (int n = 0; n < AT_ONCE && ib->waiting > 0 && clock_mono_us() < until_us; n++) {
         int p = MESSAGE_HIGH;
         while (ib->queue[p].count == 0) p--;
         struct letter *l = take_letter(ib, &ib->queue[p]);
