@@ -178,6 +178,7 @@ bool message_read(struct bytes text, struct message *m, struct err *e)
     char name[MESSAGE_NAME_BYTES];
     struct span_member payload;
     *m = (struct message){ .type = MESSAGE_UNKNOWN, .priority = MESSAGE_NORMAL };
+    if (text.len == 0) return err_set(e, ERR_INPUT, "it is empty, or much too long");
     if (text.len > MESSAGE_MOST_BYTES) return err_set(e, ERR_INPUT, "it is longer than %d bytes", MESSAGE_MOST_BYTES);
     if (span_check_object(text, MOST_LEVELS, &at) != SPAN_OK)
         return err_set(e, ERR_INPUT, "it is no JSON object of %d levels: byte %zu", MOST_LEVELS, at);

@@ -22,7 +22,8 @@
 #define LONGEST_PAUSE_MS   1000
 #define LOOKUP_STEP_MS     5
 #define READ_BYTES         (64 * 1024)
-#define MOST_MESSAGE_BYTES (1024 * 1024) /* who publishes more than that must not make us grow */
+#define MOST_STRING_BYTES  (256 * 1024)  /* who publishes more than that must not make us grow: it is heard as nothing */
+#define MOST_MESSAGE_BYTES (1024 * 1024) /* so much are all keys that one message may name; more end the connection */
 
 struct subscriber {
     struct watch watch; /* first: a watch is cast back to its subscriber */
@@ -30,6 +31,7 @@ struct subscriber {
     struct task *task;
     bool stopping, watched, up;
     redisReader *reader;
+    struct resp_sieve sieve; /* before it */
     struct buf unsent;
     size_t unread_bytes; /* fed to the reader since its last reply */
     size_t confirmed;    /* channels */
@@ -108,6 +110,7 @@ static bool connect_to(struct subscriber *s, const struct sockaddr *address, soc
     if (error != 0) return err_set_away(e, "%s", strerror(error));
     pollset_change(s->o.pollset, &s->watch, EPOLLIN);
     s->reader = mem_or_die(redisReaderCreate());
+    s->sieve = (struct resp_sieve){ .most_bytes = MOST_STRING_BYTES };
     s->unread_bytes = 0;
     s->heard_ms = clock_mono_ms();
     return true;
@@ -139,13 +142,16 @@ static bool send_command(struct subscriber *s, size_t argc, const struct bytes *
 /* Once: then the loop has its turn, however much there is to read. */
 static bool read_some(struct subscriber *s, struct err *e)
 {
-    static char chunk[READ_BYTES];
+    static char chunk[READ_BYTES]; /* nobody parks with these two in his hands */
+    static struct buf passed = BUF_INIT(READ_BYTES + RESP_SIEVE_KEEPS);
     ssize_t n = recv(s->watch.fd, chunk, sizeof chunk, 0);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return true;
     if (n <= 0) return err_set_away(e, "%s", n == 0 ? "closed by Redis" : strerror(errno));
     s->heard_ms = clock_mono_ms();
-    s->unread_bytes += (size_t)n;
-    if (redisReaderFeed(s->reader, chunk, (size_t)n) != REDIS_OK) return err_set_away(e, "%s", s->reader->errstr);
+    buf_reset(&passed);
+    resp_sieve(&s->sieve, (struct bytes){ chunk, (size_t)n }, &passed);
+    s->unread_bytes += passed.len;
+    if (passed.len > 0 && redisReaderFeed(s->reader, passed.data, passed.len) != REDIS_OK) return err_set_away(e, "%s", s->reader->errstr);
     return true;
 }
 
