@@ -113,6 +113,7 @@ struct store_redis {
     struct store_redis_options o;
     struct buf copy; /* scratch, not across a park */
     int refills;     /* under way */
+    int tellings;
     int64_t look_at_policy_ms; /* when it is due again */
 };
 
@@ -722,6 +723,7 @@ static void run_telling(void *arg)
     fault_point("tell");
     bool ok = tell_all(t->sr, &t->event, clock_mono_ms() + TELL_MS, &e);
     metrics_add(ok ? METRIC_session_events_total : METRIC_session_events_lost_total, 1);
+    t->sr->tellings--;
     free(t);
 }
 
@@ -735,6 +737,7 @@ static void redis_store_tell(void *self, const struct store_event *event)
     if (event->was_id != NULL) t->event.was_id = strcpy(t->was_id, event->was_id);
     t->event.user = strcpy(t->user, event->user);
     t->event.was_user = strcpy(t->was_user, event->was_user);
+    t->sr->tellings++;
     if (task_current() != NULL) task_start(run_telling, t);
     else run_telling(t);
 }
@@ -854,6 +857,11 @@ struct store_redis *store_redis_open(const struct store_redis_options *o)
 struct redis *store_redis_connection(struct store_redis *sr)
 {
     return sr->redis;
+}
+
+bool store_redis_is_idle(const struct store_redis *sr)
+{
+    return sr->refills == 0 && sr->tellings == 0;
 }
 
 void store_redis_doubt(struct store_redis *sr, const char *id)

@@ -29,6 +29,9 @@ struct store_redis *store_redis_open(const struct store_redis_options *o);
 /* What the store asks, for whoever else in this process asks the same Redis. The store's flush sends for all of them. */
 struct redis *store_redis_connection(struct store_redis *sr);
 
+/* Has all ended that calls have begun beside themselves? Close it only then, or with the process. */
+bool store_redis_is_idle(const struct store_redis *sr);
+
 /* The next read of `id` asks Redis. */
 void store_redis_doubt(struct store_redis *sr, const char *id);
 

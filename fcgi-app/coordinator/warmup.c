@@ -149,6 +149,7 @@ static bool load(struct load *ld, struct err *e)
     if (copies == NULL) return false;
     struct store_redis *sr = co->warming = store_redis_open(&o);
     log_info("session cache warmed up: sessions=%" PRId64, load_all(ld, sr, e));
+    while (!store_redis_is_idle(sr)) task_park(clock_mono_ms() + TURN_MS); /* a copy that had changed is read anew */
     co->warming = NULL;
     store_redis_ops.close(sr);
     session_cache_close(copies);

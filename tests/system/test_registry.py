@@ -250,18 +250,19 @@ def test_every_node_loads_the_sessions_that_a_warmup_names(database, pool, start
         wait_until(lambda node=node: "session cache warmed up: sessions=1" in node.log(), "it has loaded it")
 
 
-def test_a_message_of_the_leader_starts_a_balance(database, start, redis):
+@pytest.mark.parametrize("operation", ["bg_job_balance", "cache_warmup"])
+def test_a_message_of_the_leader_starts_a_job(database, start, redis, operation):
     node = start()
     wait_until(lambda: subscribed(redis) and "this node leads" in node.log(), "it leads and listens")
     for source, jobs in (("somebody", 0), (node.name, 1)):
         message = {"id": "msg-1", "type": "job_coordination", "timestamp": 1, "sourcePod": source, "priority": "normal",
-                   "payload": {"operation": "bg_job_balance", "data": {}, "coordinator": source}}
+                   "payload": {"operation": operation, "data": {}, "coordinator": source}}
         redis.call("PUBLISH", "hyperpage:coord:all", json.dumps(message))
         if jobs:
-            wait_until(lambda: database.value("SELECT count(*) FROM jobs WHERE type = 'bg_job_balance' AND status = 'completed'") == 1, "done")
+            wait_until(lambda: database.value("SELECT count(*) FROM jobs WHERE type = %s AND status = 'completed'", operation) == 1, "done")
         else:
             wait_until(lambda: "does not come from the leader" in node.log(), "it is refused")
-            assert database.value("SELECT count(*) FROM jobs WHERE type = 'bg_job_balance'") == 0
+            assert database.value("SELECT count(*) FROM jobs WHERE type = %s", operation) == 0
 
 
 # --- rate limits ---

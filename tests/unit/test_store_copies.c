@@ -6,9 +6,11 @@
 #include "redis_server.h"
 #include "session_cache.h"
 #include "store_cases.h"
+#include "task.h"
 
 #include <ftw.h>
 #include <pthread.h>
+#include <unistd.h>
 
 #define KEY "hyperpage:session:"
 
@@ -400,6 +402,48 @@ static void a_write_that_redis_tells_of_first_leaves_a_copy_to_go_on_from(void *
     buf_done(&s.seen);
 }
 
+/* In a task a read that finds another document than the copy has it read once more, with its life, and does not wait for
+ * that. Whoever closes the store does. */
+static void read_what_has_changed(void *arg)
+{
+    struct store_redis *sr = arg;
+    struct store_result res;
+    struct buf doc = BUF_INIT(1024);
+    struct err e;
+    must(store_redis_ops.get(sr, "changed", 0, soon(), &doc, &res, &e), &e);
+    assert_string_equal(buf_text(&doc), "{\"n\":2}");
+    assert_false(store_redis_is_idle(sr));
+    while (!store_redis_is_idle(sr)) task_park(clock_mono_ms() + 1);
+    assert_copy("changed", "{\"n\":2}", 50000);
+    buf_done(&doc);
+}
+
+static void what_a_read_has_begun_beside_itself_is_told(void **state)
+{
+    struct store_case *c = *state;
+    struct err e;
+    struct pollset *pollset = pollset_new(&e);
+    struct store_redis_options o = { .connection = { .timeout_ms = 5000, .client_name = "tested", .pollset = pollset },
+                                     .copies = copies };
+    snprintf(o.connection.url.servers[0].host, sizeof o.connection.url.servers[0].host, "%s", server.path);
+    be_coherent();
+    create_(c, "changed", BYTES_LITERAL("{\"n\":1}"), LONG_MS);
+    others_write("changed", "{\"n\":2}");
+    struct store_redis *sr = store_redis_open(&o);
+    assert_true(store_redis_is_idle(sr));
+    usleep(260000); /* until the copy is no fresh one any more */
+    task_start(read_what_has_changed, sr);
+    while (task_count() > 0) {
+        task_expire(clock_mono_ms());
+        task_run_ready();
+        store_redis_ops.flush(sr);
+        pollset_wait(pollset, 1);
+    }
+    store_redis_ops.close(sr);
+    pollset_free(pollset);
+    task_free_stacks(0);
+}
+
 #define COHERENT(name) cmocka_unit_test_teardown(name, end_coherence)
 int main(void)
 {
@@ -420,6 +464,7 @@ int main(void)
         COHERENT(copies_from_before_the_proof_prove_nothing),
         COHERENT(a_read_that_prolongs_asks_redis_when_it_is_due),
         COHERENT(a_write_that_redis_tells_of_first_leaves_a_copy_to_go_on_from),
+        COHERENT(what_a_read_has_begun_beside_itself_is_told),
     };
     return cmocka_run_group_tests(tests, start, stop);
 }
