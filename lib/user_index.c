@@ -1,14 +1,19 @@
 #include "user_index.h"
 
 #include "clock.h"
+#include "mem.h"
 #include "redis_keys.h"
 #include "redis_scan.h"
 #include "session.h"
+#include "task.h"
+#include "waiters.h"
 
 #include <string.h>
 
 #define MOST_DOCUMENT_BYTES (16 * 1024 * 1024)
+#define MOST_PAGE_BYTES     (16 * 1024 * 1024)
 #define LIST_PAGE           256 /* ids asked for at once */
+#define SIDE_BY_SIDE        8   /* keys of a page that are put right at once, since most of the time is the network's */
 
 struct user_key {
     char text[sizeof REDIS_USER_PREFIX REDIS_USER_SUFFIX + STORE_USER_BYTES];
@@ -217,31 +222,75 @@ static const struct pass {
 };
 #define PASSES (int)(sizeof passes / sizeof passes[0])
 
-/* A page of a pass. */
+/* A page of a pass, and those who work on it. */
 struct page {
     struct redis *redis;
     struct store_heal *heal;
-    struct buf doc;
     int64_t deadline_ms;
+    struct buf keys; /* one behind the other */
+    size_t *ends;    /* where each ends */
+    size_t count, next;
+    int workers;
+    struct waiters waiters; /* for the end of the last worker */
+    bool failed;
+    struct err error;
 };
 
-static bool heal_key(void *ctx, struct bytes key, struct err *e)
+static bool collect_key(void *ctx, struct bytes key, struct err *e)
 {
     struct page *p = ctx;
-    return passes[p->heal->phase].heal(p->redis, key, p->heal, &p->doc, p->deadline_ms, e);
+    buf_add(&p->keys, key);
+    p->ends = mem_resize(p->ends, (p->count + 1) * sizeof *p->ends);
+    p->ends[p->count++] = p->keys.len;
+    return !buf_overflowed(&p->keys) || err_set(e, ERR_INTERNAL, "a page of keys over %d bytes", MOST_PAGE_BYTES);
 }
 
+static void heal_keys(void *arg)
+{
+    struct page *p = arg;
+    struct buf doc = BUF_INIT(MOST_DOCUMENT_BYTES);
+    struct err e;
+    while (!p->failed && p->next < p->count) {
+        size_t i = p->next++, from = i > 0 ? p->ends[i - 1] : 0;
+        struct bytes key = { p->keys.data + from, p->ends[i] - from };
+        if (passes[p->heal->phase].heal(p->redis, key, p->heal, &doc, p->deadline_ms, &e) || p->failed) continue;
+        p->failed = true;
+        p->error = e;
+    }
+    buf_done(&doc);
+    if (--p->workers == 0) waiters_wake(&p->waiters);
+}
+
+static void heal_page(struct page *p)
+{
+    p->workers = task_current() == NULL ? 1 : SIDE_BY_SIDE;
+    if (p->workers == 1) {
+        heal_keys(p);
+        return;
+    }
+    for (int i = 0; i < SIDE_BY_SIDE; i++) task_start(heal_keys, p);
+    while (p->workers > 0) waiters_wait(&p->waiters, CLOCK_NEVER); /* the page is on our stack */
+}
+
+/* A failure leaves the same page to be done again, which does no harm. */
 bool user_index_heal(struct redis *r, struct store_heal *heal, int64_t deadline_ms, struct err *e)
 {
-    struct page p = { .redis = r, .heal = heal, .doc = BUF_INIT(MOST_DOCUMENT_BYTES), .deadline_ms = deadline_ms };
+    struct page p = { .redis = r, .heal = heal, .deadline_ms = deadline_ms, .keys = BUF_INIT(MOST_PAGE_BYTES) };
     struct redis_scan at = { .server = heal->server };
     bool pass_done;
     memcpy(at.cursor, heal->cursor, sizeof at.cursor);
-    /* A failure leaves the same page to be done again, which does no harm. */
-    bool ok = redis_scan_page(r, &at, passes[heal->phase].pattern, deadline_ms, &pass_done, heal_key, &p, e);
-    heal->server = pass_done ? 0 : at.server;
-    memcpy(heal->cursor, at.cursor, sizeof heal->cursor);
-    if (pass_done) heal->done = ++heal->phase == PASSES;
-    buf_done(&p.doc);
+    bool ok = redis_scan_page(r, &at, passes[heal->phase].pattern, deadline_ms, &pass_done, collect_key, &p, e);
+    if (ok) heal_page(&p);
+    if (ok && p.failed) {
+        *e = p.error;
+        ok = false;
+    }
+    if (ok) {
+        heal->server = pass_done ? 0 : at.server;
+        memcpy(heal->cursor, at.cursor, sizeof heal->cursor);
+        if (pass_done) heal->done = ++heal->phase == PASSES;
+    }
+    free(p.ends);
+    buf_done(&p.keys);
     return ok;
 }
