@@ -57,7 +57,7 @@ CTL_O    := $(patsubst %,$(BUILD)/fcgi-app/ctl/%.o,$(CTL))
 COORDINATOR_O := $(patsubst %,$(BUILD)/fcgi-app/coordinator/%.o,$(COORDINATOR))
 
 .SECONDARY: # objects of tests stay for the next time
-.PHONY: all deps run demo test units system faults nemesis reliability hosts layers browser reference bench asan tsan fuzz format \
+.PHONY: all deps run demo test units system faults nemesis promises reliability hosts layers browser reference bench asan tsan fuzz format \
         install uninstall deb fresh clean
 all: $(PROGRAMS) $(BUILD)/man/hyperpage.conf.5
 
@@ -129,6 +129,9 @@ hosts: all $(PROBES) faults # three nodes behind a balancer, each machine a netw
 nemesis: all $(PROBES) faults # two minutes in which everything goes wrong at once, and the load of half a minute
 	@HYPERPAGE_BUILD=$(BUILD) $(PYTHON) -B tests/system/nemesis.py 120
 	@HYPERPAGE_BUILD=$(BUILD) LOAD_SECONDS=30 $(PYTHON) -B -m pytest -q -s -p no:cacheprovider tests/system/test_coordinator_load.py
+promises: all $(PROBES) faults # the long form of what the coordinator promises of copies, PostgreSQL and a kill at each step: a quarter of an hour
+	@HYPERPAGE_LONG=1 HYPERPAGE_BUILD=$(BUILD) $(PYTHON) -B -m pytest -q -s -p no:cacheprovider tests/system/test_coherence.py \
+	  tests/system/test_postgres.py tests/system/test_registry.py tests/system/test_leader_faults.py
 browser: all # the status page in Chromium; screenshots in $(BUILD)/browser. CHROMIUM= is another one
 	@command -v chromium node npm > /dev/null || conf/deps.sh browser
 	@mkdir -p $(BUILD)/browser

@@ -9,6 +9,7 @@ import os
 import random
 import threading
 import time
+import uuid
 
 import pytest
 
@@ -74,6 +75,11 @@ def reads_of_redis(redis):
 def set_by_others(redis, session_id, **members):
     """As a pod of the original writes: by itself, telling nobody."""
     redis.call("SET", f"hyperpage:session:{session_id}", json.dumps(members), "EX", "86400")
+
+
+def commands(pool):
+    """How many commands the workers have sent to Redis, and had an answer to."""
+    return metric(pool, 'hyperpage_phase_seconds_count{phase="redis"}')
 
 
 def metric(pool, name):
@@ -193,14 +199,14 @@ def test_reading_costs_redis_little(node, redis, record_property):
     sessions = [create(node.pool) for _ in range(200)]
     pick, count = zipf(len(sessions)), 10000 if LONG else 4000
     wait_until(lambda: metric(node.pool, "hyperpage_cache_invalidations_total") >= len(sessions), "all echoes have come")
-    before = reads_of_redis(redis)
+    before, sent = reads_of_redis(redis), commands(node.pool)
     for _ in range(count):
         read(node.pool, sessions[pick()])
-    cost = (reads_of_redis(redis) - before) / count
-    print(f"reads of Redis per GET, zipf: {cost:.4f}")
+    cost, sent = (reads_of_redis(redis) - before) / count, (commands(node.pool) - sent) / count
+    print(f"of {count} GETs, zipf over {len(sessions)} sessions: {sent:.4f} commands to Redis each, {cost:.4f} reads there")
     record_property("reads per GET", cost)
     # Each copy has to be proven once; and beside other tests the coordinator may come too late with its stamp.
-    assert cost <= (0.05 if LONG else 0.05 + len(sessions) / count + 0.2)
+    assert max(cost, sent) <= (0.05 if LONG else 0.05 + len(sessions) / count + 0.2)
 
 
 @pytest.mark.parametrize("writes", [0.1, 0.5])
@@ -210,7 +216,7 @@ def test_a_write_costs_at_most_one_refill(node, redis, writes):
     wait_until(lambda: metric(node.pool, "hyperpage_cache_invalidations_total") >= len(sessions), "all echoes have come")
     for session_id in sessions:
         read(node.pool, session_id)
-    before = reads_of_redis(redis)
+    before, sent = reads_of_redis(redis), commands(node.pool)
     for _ in range(2000):
         session_id = sessions[pick()]
         if random.random() < writes:
@@ -219,17 +225,19 @@ def test_a_write_costs_at_most_one_refill(node, redis, writes):
         else:
             read(node.pool, session_id)
     refills = reads_of_redis(redis) - before - written  # the script of a write reads once itself
+    print(f"{refills} refills after {written} writes; {commands(node.pool) - sent:.0f} commands for both")
     assert refills <= written, (refills, written)
 
 
 # --- two nodes, and everything that can happen to their coordinators ---
 
 class History:
-    """What was written to one session: version -> when it was acknowledged, by whom."""
+    """What was written to one session: version -> when it was acknowledged, by whom. Its last chapter, `end`: when its
+    deletion was acknowledged, by whom; from `ending` on it may be gone."""
 
     def __init__(self):
         self.lock, self.times, self.own = threading.Lock(), [], collections.defaultdict(lambda: -1)
-        self.deleted_by = set()
+        self.ending, self.end = False, None
 
     def acknowledged(self, writer):
         with self.lock:
@@ -244,10 +252,33 @@ class History:
 
 class World:
     def __init__(self, nodes, redis, count):
-        self.nodes, self.redis, self.over, self.wrong, self.behind, self.reads = nodes, redis, False, [], [], 0
-        self.sessions = {create(nodes[0].pool): History() for _ in range(count)}
-        for session_id in self.sessions:
-            set_by_others(redis, session_id, v=-1)
+        self.nodes, self.redis, self.over, self.wrong, self.behind = nodes, redis, False, [], []
+        self.reads = self.deletions = self.of_deleted = 0
+        self.sessions, self.deleted = {}, collections.deque(maxlen=8)
+        for _ in range(count):
+            self.begin()
+
+    def begin(self):
+        """A new session, of version -1, made by a pod of the original."""
+        session_id = str(uuid.uuid4())
+        set_by_others(self.redis, session_id, v=-1)
+        self.sessions[session_id] = History()
+        return session_id
+
+    def delete(self, session_id, writer):
+        """As one of the nodes, or as a pod of the original."""
+        history = self.sessions[session_id]
+        history.ending = True
+        if writer is None:
+            self.redis.call("DEL", f"hyperpage:session:{session_id}")
+        else:
+            answer = self.nodes[writer].pool.ask("DELETE", f"/api/sessions/{session_id}")
+            if answer.status != 200:
+                self.wrong.append(f"DELETE {answer.status} {answer.body}")
+        history.end = time.monotonic(), writer
+        self.deletions += 1
+        self.deleted.append((session_id, history))
+        del self.sessions[session_id]
 
     def write(self, session_ids):
         """One writer per session, so that versions have one order; it writes as either node and as a pod of the original."""
@@ -257,6 +288,10 @@ class World:
             session_id = random.choice(session_ids)
             history, writer = self.sessions[session_id], random.choice([0, 1, None])
             version = len(history.times)
+            if random.random() < 0.02:
+                self.delete(session_id, writer)
+                session_ids[session_ids.index(session_id)] = self.begin()
+                continue
             if writer is None:
                 connection.call("SET", f"hyperpage:session:{session_id}", json.dumps({"v": version}), "EX", "86400")
             else:
@@ -269,17 +304,22 @@ class World:
 
     def read(self, number):
         client = self.nodes[number].pool.connect()
-        ids = list(self.sessions)
         while not self.over:
-            session_id = random.choice(ids)
-            history = self.sessions[session_id]
-            started, own = time.monotonic(), history.own[number]
+            session_id, history = random.choice(list(self.sessions.items()) + list(self.deleted))
+            started, own, end = time.monotonic(), history.own[number], history.end
             answer = client.request("GET", f"/api/sessions/{session_id}", keep_conn=True)
+            self.reads += 1
+            self.of_deleted += end is not None
+            if answer.status == 401 and history.ending:
+                continue
             if answer.status != 200:
                 self.wrong.append(f"GET {answer.status} {answer.body}")
                 return
+            if end is not None and end[1] == number:
+                self.wrong.append("a session that its own node has deleted is served")
+            if end is not None:
+                self.behind.append(started - end[0])
             version = json.loads(answer.body)["session"]["v"]
-            self.reads += 1
             if version < own:
                 self.wrong.append(f"older than what its own node has acknowledged: {version} < {own}")
             if version < history.newest(started):
@@ -315,7 +355,7 @@ class World:
 
     def run(self, seconds):
         ids = list(self.sessions)
-        threads = [threading.Thread(target=self.write, args=(ids[n::3],)) for n in range(3)]
+        threads = [threading.Thread(target=self.write, args=(ids[n::3],)) for n in range(3)]  # each has its own
         threads += [threading.Thread(target=self.read, args=(n % len(self.nodes),)) for n in range(4)]
         threads += [threading.Thread(target=self.trouble, args=(node,)) for node in self.nodes]
         for thread in threads:
@@ -336,8 +376,10 @@ def test_nothing_older_than_half_a_second_is_served_whatever_becomes_of_coordina
     hits = sum(metric(node.pool, "cache_hits_total") for node in nodes)
     p99 = behind[int(len(behind) * 0.99)] * 1000 if behind else 0
     print(f"{world.reads} reads, {hits:.0f} from copies, {len(behind)} behind what was acknowledged before them, "
-          f"p99 of those {p99:.1f} ms, most {behind[-1] * 1000 if behind else 0:.1f} ms")
+          f"p99 of those {p99:.1f} ms, most {behind[-1] * 1000 if behind else 0:.1f} ms; {world.deletions} deletions, "
+          f"{world.of_deleted} reads after one")
     assert world.wrong == []
+    assert world.of_deleted > 0
     assert hits > world.reads * 0.05, "there was hardly a read from a copy"
     assert not behind or behind[-1] <= BEHIND_S
 
@@ -389,25 +431,6 @@ def test_every_primary_of_a_cluster_is_listened_to(folder, servers):
     assert coordinator.log().count(COHERENT) >= 2
 
 
-def test_a_primary_that_sentinels_name_anew_is_listened_to(folder, servers):
-    watched = Watched(folder, servers)
-    pool, _ = node_on(folder, servers, watched.url(), REDIS_SENTINEL_PASSWORD=SENTINEL_PASSWORD)
-    sessions = [create(pool) for _ in range(6)]
-
-    def write(session_id, mark):
-        with watched.primary().connection() as connection:
-            connection.call("SELECT", "1")
-            connection.call("SET", f"hyperpage:session:{session_id}", json.dumps({"n": mark}), "EX", "86400")
-
-    assert sum(assert_follows(pool, write, session_id, "first") for session_id in sessions) >= 6
-    was = watched.primary()
-    was.stop(9)
-    wait_until(lambda: watched.primary() is not was, "another primary is named")
-    wait_until(lambda: pool.ask("GET", "/api/sessions").headers.get("X-Session-Store") is None, "it is used")
-    for session_id in sessions:
-        assert_follows(pool, write, session_id, "second")
-    wait_until(lambda: sum(assert_follows(pool, write, session_id, time.monotonic()) for session_id in sessions) >= 6,
-               "reads are answered from copies again")
 def test_a_primary_that_joins_a_cluster_is_listened_to(folder, servers):
     """It takes over a slot of which the coordinator itself needs nothing, so that nobody sends it there: while the slot is
     on its way, and after that."""
@@ -441,3 +464,22 @@ def test_a_primary_that_joins_a_cluster_is_listened_to(folder, servers):
     wait_until(lambda: assert_follows(pool, write, session_id, time.monotonic()) >= 4, "reads are answered from copies")
 
 
+def test_a_primary_that_sentinels_name_anew_is_listened_to(folder, servers):
+    watched = Watched(folder, servers)
+    pool, _ = node_on(folder, servers, watched.url(), REDIS_SENTINEL_PASSWORD=SENTINEL_PASSWORD)
+    sessions = [create(pool) for _ in range(6)]
+
+    def write(session_id, mark):
+        with watched.primary().connection() as connection:
+            connection.call("SELECT", "1")
+            connection.call("SET", f"hyperpage:session:{session_id}", json.dumps({"n": mark}), "EX", "86400")
+
+    assert sum(assert_follows(pool, write, session_id, "first") for session_id in sessions) >= 6
+    was = watched.primary()
+    was.stop(9)
+    wait_until(lambda: watched.primary() is not was, "another primary is named")
+    wait_until(lambda: pool.ask("GET", "/api/sessions").headers.get("X-Session-Store") is None, "it is used")
+    for session_id in sessions:
+        assert_follows(pool, write, session_id, "second")
+    wait_until(lambda: sum(assert_follows(pool, write, session_id, time.monotonic()) for session_id in sessions) >= 6,
+               "reads are answered from copies again")

@@ -4,6 +4,7 @@ pod of the original does, by the letter of its protocol."""
 import json
 import random
 import signal
+import socket
 import statistics
 import subprocess
 import time
@@ -306,6 +307,9 @@ def test_nodes_see_each_other_come_and_go(redis, cluster_of):
     wait_until(lambda: all(set(n.view()["pods"]) == {"pod-1", "pod-2", "pod-3"} for n in nodes), "all see all")
     beat = json.loads(redis.call("GET", "hyperpage:pod:pod-1:heartbeat"))
     assert beat["podId"] == "pod-1" and abs(beat["timestamp"] - time.time() * 1000) < 5000
+    assert beat["host"] == socket.gethostname() and beat["version"] in subprocess.check_output(
+        [BUILD / "hyperpage-coordinator", "--version"], text=True)
+    assert (beat["workers"], beat["requestsServed"], beat["sessionsCreated"]) == (0, 0, 0), "it has no pool"
     assert 0 < redis.call("PTTL", "hyperpage:pod:pod-1:heartbeat") <= 3 * 250
     nodes[0].stop()
     assert redis.call("GET", "hyperpage:pod:pod-1:heartbeat") is None

@@ -12,6 +12,7 @@ import pytest
 
 from postgres import ORIGINAL, Postgres
 from servers import Coordinator, wait_until
+from test_coordinator import original_leads
 
 LONG = os.environ.get("HYPERPAGE_LONG") == "1"
 TABLES = ("app_state", "rate_limits", "jobs", "job_history", "user_sessions")
@@ -285,6 +286,28 @@ def test_what_has_expired_goes_and_history_says_what_went(filled, start):
     assert left(filled) == CLEAN
     details = filled.value("SELECT details FROM job_history h JOIN jobs j ON h.job_id = j.id WHERE j.type = 'cleanup' AND h.status = 'completed'")
     assert details == {"attempt": 1, "userSessions": 2500, "rateLimits": 1, "jobs": 2, "jobHistory": 1}
+
+
+def test_whoever_leads_no_more_stops_between_two_batches(folder, servers, filled, redis, start):
+    fill(filled, 80_000)
+    redis.call("SET", "{hyperpage:leader}:term", 1)  # else the first leader waits before it acts
+    node = start(filled, REDIS_URL=redis.url, LEADER_ELECTION_TIMEOUT=1000, LEADER_HEARTBEAT_INTERVAL=250)
+
+    def dead():
+        return filled.value("SELECT count(*) FROM user_sessions WHERE expires_at < now()")
+    wait_until(lambda: dead() < 80_000, "it has begun")
+    original_leads(redis)
+    wait_until(lambda: "does not lead any more" in node.log(), "another one leads")
+    wait_until(lambda: not filled.ask("SELECT 1 FROM pg_stat_activity WHERE application_name = 'hyperpage-coordinator' "
+                                      "AND state <> 'idle'"), "its last batch is over")
+    left_over = dead()
+    time.sleep(0.3)  # as long as some ten batches take
+    print(f"{80_000 - left_over} of 80000 rows were gone when it stopped")
+    assert 0 < left_over == dead() and left_over % 1000 == 0
+    assert job(filled, filled.value("SELECT max(id) FROM jobs WHERE type = 'cleanup'")) == "running"
+    redis.call("DEL", "hyperpage:leader")
+    wait_for_cleanup(filled)
+    assert dead() == 0
 
 
 def test_it_is_done_once_an_hour_whoever_leads(database, start):
