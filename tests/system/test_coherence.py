@@ -197,7 +197,7 @@ def zipf(count):
 
 def test_reading_costs_redis_little(node, redis, record_property):
     sessions = [create(node.pool) for _ in range(200)]
-    pick, count = zipf(len(sessions)), 10000 if LONG else 4000
+    pick, count = zipf(len(sessions)), 50000 if LONG else 4000
     wait_until(lambda: metric(node.pool, "hyperpage_cache_invalidations_total") >= len(sessions), "all echoes have come")
     before, sent = reads_of_redis(redis), commands(node.pool)
     for _ in range(count):
