@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 
 from postgres import ORIGINAL, Postgres
-from servers import Coordinator, wait_until
+from servers import BUILD, Coordinator, wait_until
 from test_coordinator import original_leads
 
 LONG = os.environ.get("HYPERPAGE_LONG") == "1"
@@ -203,6 +203,21 @@ def test_a_job_that_fails_is_tried_later_and_then_given_up(database, start):
     database.ask("UPDATE jobs SET scheduled_at = now() WHERE id = %s", failing)
     wait_until(lambda: job(database, failing) == "completed", "it succeeds once nothing is in its way")
     assert job(database, failing, "attempts, last_error") == (2, None)
+
+
+def test_a_job_that_takes_longer_than_it_may_is_tried_later_and_ends_as_timeout(database, start, monkeypatch):
+    monkeypatch.setattr("servers.BUILD", BUILD / "faults")  # where a job's hour can be made a second
+    start(database, LEADER_ELECTION_TIMEOUT=8000, HYPERPAGE_JOB_MS=1000)
+    wait_for_cleanup(database, timeout_s=30)
+    with contextlib.closing(database.connect()) as locker:
+        locker.cursor().execute("LOCK TABLE rate_limits")  # which is waited for for 2 s
+        slow = add_job(database, "cleanup")
+        last = add_job(database, "cleanup", attempts="4")
+        wait_until(lambda: job(database, last) == "timeout", "its last attempt took too long")
+        wait_until(lambda: job(database, slow, "last_error"), "its first attempt took too long")
+    assert job(database, slow, "status, attempts") == ("pending", 1)
+    assert history(database, last) == ["running", "timeout"]
+    assert job(database, last, "completed_at") is not None
 
 
 def test_a_job_that_was_cancelled_while_it_ran_stays_cancelled(database, start):
