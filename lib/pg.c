@@ -293,16 +293,18 @@ static bool wait_for_result(struct pg *pg, struct err *e)
     return true;
 }
 
-/* All results of what was sent; the last one is the caller's. NULL: `e` says why. A refusal by which the server also
- * ends the connection says more than that end does. */
-static PGresult *take_results(struct pg *pg, struct err *e)
+/* All results of what was sent; the last one is the caller's, *rows is how many rows all of them are about. NULL: `e` says
+ * why. A refusal by which the server also ends the connection says more than that end does. */
+static PGresult *take_results(struct pg *pg, int64_t *rows, struct err *e)
 {
     PGresult *kept = NULL, *next;
     struct err end;
     bool ok = true;
+    *rows = 0;
     while (wait_for_result(pg, ok ? e : &end) && (next = PQgetResult(pg->conn)) != NULL) {
         ExecStatusType status = PQresultStatus(next);
         if (ok && status != PGRES_COMMAND_OK && status != PGRES_TUPLES_OK) ok = refused(next, e);
+        *rows += strtoll(PQcmdTuples(next), NULL, 10);
         PQclear(kept);
         kept = next;
     }
@@ -322,9 +324,10 @@ static bool is_ours(struct pg *pg, struct err *e)
 
 struct pg_rows *pg_query(struct pg *pg, const char *sql, size_t n, const char *const *values, struct err *e)
 {
+    int64_t about;
     if (!is_ours(pg, e)) return NULL;
     if (!sent(pg, PQsendQueryParams(pg->conn, sql, (int)n, NULL, values, NULL, NULL, 0), e)) return NULL;
-    return (struct pg_rows *)take_results(pg, e);
+    return (struct pg_rows *)take_results(pg, &about, e);
 }
 
 bool pg_run(struct pg *pg, const char *sql, size_t n, const char *const *values, int64_t *changed, struct err *e)
@@ -335,12 +338,18 @@ bool pg_run(struct pg *pg, const char *sql, size_t n, const char *const *values,
     return result != NULL;
 }
 
-bool pg_script(struct pg *pg, const char *sql, struct err *e)
+static bool run_script(struct pg *pg, const char *sql, int64_t *rows, struct err *e)
 {
     if (!is_ours(pg, e) || !sent(pg, PQsendQuery(pg->conn, sql), e)) return false;
-    PGresult *result = take_results(pg, e);
+    PGresult *result = take_results(pg, rows, e);
     PQclear(result);
     return result != NULL;
+}
+
+bool pg_script(struct pg *pg, const char *sql, struct err *e)
+{
+    int64_t about;
+    return run_script(pg, sql, &about, e);
 }
 
 void pg_free(struct pg_rows *rows)
@@ -430,6 +439,21 @@ bool pg_commit(struct pg *pg, struct err *e)
         ok = err_set(e, ERR_INTERNAL, "postgres: the transaction had failed before it was committed");
     ok = ok && pg_script(pg, "COMMIT", e);
     metrics_add(METRIC_postgres_transactions_total, ok);
+    pg_rollback(pg);
+    return ok;
+}
+
+/* After a refused statement the server passes over the others, COMMIT too. */
+bool pg_finish(struct pg *pg, const char *sql, int64_t *changed, struct err *e)
+{
+    static const char end[] = "; COMMIT";
+    size_t len = strlen(sql);
+    char *text = mem_alloc(len + sizeof end);
+    memcpy(text, sql, len);
+    memcpy(text + len, end, sizeof end);
+    bool ok = run_script(pg, text, changed, e);
+    metrics_add(METRIC_postgres_transactions_total, ok);
+    free(text);
     pg_rollback(pg);
     return ok;
 }

@@ -38,6 +38,10 @@ bool pg_begin(struct pg *pg, int64_t deadline_ms, struct err *e);
 /* Ends it. False: it may have been committed or not. Either way the turn is over. */
 bool pg_commit(struct pg *pg, struct err *e);
 
+/* The last statements of it, separated by semicolons and without values, and its end, in one message: what they lock is
+ * held for no way to us and back. *changed: how many rows they have written, deleted or given. False as above. */
+bool pg_finish(struct pg *pg, const char *sql, int64_t *changed, struct err *e);
+
 /* Ends a transaction without a trace; does nothing if this task has none, so that it may stand at the way out. */
 void pg_rollback(struct pg *pg);
 

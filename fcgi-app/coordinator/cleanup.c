@@ -13,6 +13,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 #define BATCH          "1000" /* rows deleted in one transaction: whoever waits for one of them waits some milliseconds */
 #define BATCH_ROWS     1000
@@ -25,40 +26,51 @@
 /* --- in PostgreSQL --- */
 
 /* The rows that go are chosen once (ARRAY), locked, looked at again as they are then, and left alone where somebody
- * else holds them. $1: days that finished jobs are kept. */
+ * else holds them. DAYS: so long finished jobs are kept. */
 static const struct table {
     const char *name, *report, *sql;
 } tables[] = {
     { "user_sessions", "userSessions",
-      "DELETE FROM user_sessions WHERE $1::int >= 0 AND id = ANY (ARRAY(SELECT id FROM user_sessions "
+      "DELETE FROM user_sessions WHERE id = ANY (ARRAY(SELECT id FROM user_sessions "
       "WHERE expires_at < now() ORDER BY expires_at LIMIT " BATCH " FOR UPDATE SKIP LOCKED))" },
     { "rate_limits", "rateLimits",
-      "DELETE FROM rate_limits WHERE $1::int >= 0 AND id = ANY (ARRAY(SELECT id FROM rate_limits "
+      "DELETE FROM rate_limits WHERE id = ANY (ARRAY(SELECT id FROM rate_limits "
       "WHERE reset_at < now() - interval '1 day' LIMIT " BATCH " FOR UPDATE SKIP LOCKED))" },
     { "jobs", "jobs",
       "WITH old AS (DELETE FROM jobs WHERE id = ANY (ARRAY(SELECT id FROM jobs "
       "WHERE status IN ('completed', 'failed', 'cancelled', 'timeout') "
-      "AND updated_at < now() - $1::int * interval '1 day' LIMIT " BATCH " FOR UPDATE SKIP LOCKED)) "
+      "AND updated_at < now() - DAYS * interval '1 day' LIMIT " BATCH " FOR UPDATE SKIP LOCKED)) "
       "RETURNING id), history AS (DELETE FROM job_history USING old WHERE job_id = old.id) SELECT id FROM old" },
     /* Ids grow with time: the oldest show whether there is anything old, without reading all. */
     { "job_history", "jobHistory",
       "DELETE FROM job_history USING (SELECT id FROM job_history ORDER BY id LIMIT " BATCH ") oldest "
-      "WHERE job_history.id = oldest.id AND created_at < now() - $1::int * interval '1 day'" },
+      "WHERE job_history.id = oldest.id AND created_at < now() - DAYS * interval '1 day'" },
 };
 #define TABLES (sizeof tables / sizeof tables[0])
 
+static void add_statement(const struct table *t, int64_t days, struct buf *sql)
+{
+    const char *at = strstr(t->sql, "DAYS");
+    size_t before = at != NULL ? (size_t)(at - t->sql) : strlen(t->sql);
+    buf_append(sql, t->sql, before);
+    if (at != NULL) buf_printf(sql, "%" PRId64 "%s", days, at + strlen("DAYS"));
+}
+
+/* Deletion and end are one message, so whoever wants one of the rows waits for the server alone. */
 static bool delete_batch(struct coordinator *co, const struct table *t, int64_t *rows, struct err *e)
 {
-    char place[40], days[24];
-    const char *values[] = { days };
-    snprintf(days, sizeof days, "%" PRId64, co->config->job_retention_days);
+    char place[40];
+    struct buf sql = BUF_INIT(2048);
+    add_statement(t, co->config->job_retention_days, &sql);
     snprintf(place, sizeof place, "cleanup-%s", t->name);
     fault_point(place);
-    bool ok = fence_begin(co, BATCH_MS, e) && pg_run(co->pg, t->sql, 1, values, rows, e);
-    snprintf(place, sizeof place, "cleanup-%s-done", t->name);
-    if (ok) fault_point(place);
-    ok = ok && pg_commit(co->pg, e);
-    pg_rollback(co->pg);
+    bool ok = fence_begin(co, BATCH_MS, e);
+    if (ok) {
+        snprintf(place, sizeof place, "cleanup-%s-fenced", t->name);
+        fault_point(place);
+        ok = pg_finish(co->pg, buf_text(&sql), rows, e);
+    }
+    buf_done(&sql);
     if (ok) metrics_add(METRIC_cleanup_rows_total, (uint64_t)*rows);
     return ok;
 }

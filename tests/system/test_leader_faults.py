@@ -12,8 +12,8 @@ from test_postgres import CLEAN, fill, left
 from test_registry import STREAM, user_id
 
 POINTS = ["schema-step", "jobs-put-back", "cleanup-schedule", "cleanup-scheduled", "job-claim", "job-run", "balance",
-          "cleanup-user_sessions", "cleanup-user_sessions-done", "cleanup-rate_limits", "cleanup-rate_limits-done",
-          "cleanup-jobs", "cleanup-jobs-done", "cleanup-job_history", "cleanup-job_history-done", "cleanup-redis",
+          "cleanup-user_sessions", "cleanup-user_sessions-fenced", "cleanup-rate_limits", "cleanup-rate_limits-fenced",
+          "cleanup-jobs", "cleanup-jobs-fenced", "cleanup-job_history", "cleanup-job_history-fenced", "cleanup-redis",
           "job-finish", "job-finished", "registry-group", "registry-write", "registry-written", "registry-acknowledge",
           "registry-sweep", "registry-forget", "rate-limit-write", "rate-limit-written"]
 # In the long form one by one. In the short one several in a row, so few that a job has an attempt left.

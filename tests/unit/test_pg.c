@@ -127,6 +127,31 @@ static void what_is_rolled_back_leaves_no_trace(void **state)
     assert_int_equal(postgres_server_ask(&server, "SELECT count(*) FROM t"), 0);
 }
 
+static void finish(void *unused)
+{
+    (void)unused;
+    int64_t changed = -1;
+    assert_true(pg_begin(pg, in(5000), &err));
+    assert_true(pg_run(pg, "INSERT INTO t VALUES (1), (2), (3), (4)", 0, NULL, NULL, &err));
+    assert_true(pg_finish(pg, "DELETE FROM t WHERE id < 3; UPDATE t SET s = 'x' WHERE id = 4", &changed, &err));
+    assert_int_equal(changed, 3);
+    assert_true(pg_begin(pg, in(5000), &err)); /* it was the end */
+    assert_false(pg_finish(pg, "DELETE FROM t; SELECT 1 FROM no_such_table; DELETE FROM t", &changed, &err));
+    assert_int_equal(err.kind, ERR_INTERNAL);
+    assert_true(pg_begin(pg, in(5000), &err));
+    assert_false(pg_run(pg, "SELECT 1 FROM no_such_table", 0, NULL, NULL, &err));
+    assert_false(pg_finish(pg, "DELETE FROM t", &changed, &err));
+    assert_true(pg_begin(pg, in(5000), &err));
+    pg_rollback(pg);
+}
+
+static void the_last_statements_and_the_end_are_one_message(void **state)
+{
+    (void)state;
+    play(finish, NULL);
+    assert_int_equal(postgres_server_ask(&server, "SELECT sum(id) FROM t WHERE id = 3 OR s = 'x'"), 7);
+}
+
 static const struct refused_case {
     const char *sql;
     enum err_kind kind;
@@ -430,6 +455,7 @@ int main(void)
         TEST(a_transaction_brings_values_in_and_out),
         TEST(values_may_be_larger_than_a_socket_takes),
         TEST(what_is_rolled_back_leaves_no_trace),
+        TEST(the_last_statements_and_the_end_are_one_message),
         TEST(a_refused_statement_ends_its_transaction_only),
         TEST(tasks_take_turns_and_none_is_shut_out),
         TEST(who_waits_too_long_for_its_turn_leaves_the_queue),
