@@ -128,6 +128,24 @@ def test_events_that_come_in_another_order_end_the_same(database, pool, start, r
     wait_for_rows(database, {marker: user_id("marker")})
 
 
+def test_what_is_left_over_may_be_older_than_what_was_read_since(database, pool, start, redis):
+    """An event from before the session had a user, handed to a leader that stood still, takes no row away."""
+    start()
+    session_id = create(pool, "anna")
+    wait_for_rows(database, {session_id: user_id("anna")})
+    clean_again(database)  # or the first cleanup comes to the rescue
+    with redis.connection() as r:
+        r.pipeline([("MULTI",), ("XADD", STREAM, "*", "type", "created", "sessionId", session_id, "userId", ""),
+                    ("XREADGROUP", "GROUP", GROUP, "leader", "COUNT", 10, "STREAMS", STREAM, ">"), ("EXEC",)])
+    assert pending(redis) == 1
+    database.stop()
+    marker = create(pool, "berta")  # at which it fails, and begins anew with what is left over
+    wait_until(lambda: pending(redis) == 2, "it has been handed out")
+    database.start()
+    wait_until(lambda: pending(redis) == 0, "all is acknowledged", 20)
+    assert rows(database) == {session_id: user_id("anna"), marker: user_id("berta")}
+
+
 def test_hostile_events_are_passed_over(database, pool, start, redis):
     start()
     for members in (("a", "b"), ("sessionId", "it's\"{},\\", "userId", "u"), ("sessionId", "NULL", "userId", "u"),
