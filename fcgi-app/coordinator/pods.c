@@ -32,7 +32,7 @@ static int64_t silence_ms(const struct coordinator *co)
 static int count_workers(struct coordinator *co)
 {
     int n = 0;
-    for (size_t i = 0; i < SHARED_SLOTS; i++)
+    for (size_t i = 0; i < shared_slots_used(co->shared); i++) /* others are pages that nobody has touched */
         n += atomic_load(&shared_slot(co->shared, i)->role) == SLOT_WORKER && shared_slot_alive(co->shared, i);
     return n;
 }

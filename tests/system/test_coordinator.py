@@ -549,6 +549,7 @@ def test_a_worker_tells_what_its_node_knows_and_sends_what_an_administrator_says
     there = servers.enter_context(Coordinator(folder, "there", REDIS_URL=redis.url))
     wait_for_leader([node, there])
     wait_until(lambda: node.view()["pod_count"] == 2 and there.view()["subscribed"] and node.view()["leader"], "they know each other")
+    wait_until(lambda: json.loads(redis.call("GET", "hyperpage:pod:here:heartbeat"))["workers"] == 2, "its workers are counted")
     assert send(pool, type="broadcast", payload={"a": 1}, podId="there", priority="high").status == 200
     wait_until(lambda: there.view()["messages"]["broadcast"] >= 1, "it has come")
     answer = send(pool, type="cache_invalidate", payload={"keys": ["x"]})
