@@ -57,7 +57,7 @@ CTL_O    := $(patsubst %,$(BUILD)/fcgi-app/ctl/%.o,$(CTL))
 COORDINATOR_O := $(patsubst %,$(BUILD)/fcgi-app/coordinator/%.o,$(COORDINATOR))
 
 .SECONDARY: # objects of tests stay for the next time
-.PHONY: all deps run demo test units system faults nemesis promises reliability hosts layers browser reference bench asan tsan fuzz format \
+.PHONY: all deps run demo test units system faults nemesis promises reliability hosts layers browser reference bench bench-peers asan tsan fuzz format \
         install uninstall deb fresh clean
 all: $(PROGRAMS) $(BUILD)/man/hyperpage.conf.5
 
@@ -149,6 +149,11 @@ reference: $(BUILD)/hyperpage-fcgi
 bench: all $(BENCHES) # BENCH='--only get-kept --rounds 9': its options; --help lists them
 	@command -v wrk > /dev/null || conf/deps.sh tools
 	@$(PYTHON) -B tests/bench/run.py --build $(BUILD) $(BENCH)
+bench-peers: all # beside php-fpm, Express and webdis: docs/peers.md. BENCH='--only get --rounds 9'
+	@conf/deps.sh peers
+	@mkdir -p $(BUILD)/peers
+	@cd $(BUILD)/peers && cp -u $(CURDIR)/tests/bench/peers/package*.json $(CURDIR)/tests/bench/peers/.npmrc . && npm ci --silent
+	@$(PYTHON) -B tests/bench/peers.py --build $(BUILD) $(BENCH)
 asan: # unit and system tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(MAKE) $(ASAN) units system
 tsan: # what processes share, from the threads of one

@@ -8,7 +8,8 @@
 #   conf/deps.sh browser    what `make browser` needs
 #   conf/deps.sh package    what `make deb` needs
 #   conf/deps.sh fresh      what `make fresh` needs
-#   conf/deps.sh tools      everything else too, but the browser
+#   conf/deps.sh peers      what `make bench-peers` needs
+#   conf/deps.sh tools      everything else too, but the browser and the peers
 set -eu
 
 case ${1:-} in
@@ -18,8 +19,9 @@ case ${1:-} in
     browser) groups='build run demo test browser' ;;
     package) groups='build package' ;;
     fresh) groups='build run demo test package fresh' ;;
+    peers) groups='build run demo peers' ;;
     tools) groups='build run demo test package fresh tools' ;;
-    *) echo "usage: conf/deps.sh run|demo|test|browser|package|fresh|tools" >&2; exit 2 ;;
+    *) echo "usage: conf/deps.sh run|demo|test|browser|package|fresh|peers|tools" >&2; exit 2 ;;
 esac
 
 wanted=$(awk -v groups=" $groups " '
@@ -29,6 +31,8 @@ wanted=$(awk -v groups=" $groups " '
 if command -v npm > /dev/null; then wanted=$(echo "$wanted" | grep -vx npm); fi
 # shellcheck disable=SC2086  # package names are words
 present=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' $wanted 2>/dev/null | sed -n 's/^installed //p')
+command -v npm > /dev/null && present="$present
+npm" # a node that is not Debian's has its own, and Debian's cannot be installed beside it
 missing=$(for package in $wanted; do echo "$present" | grep -qxF "$package" || printf ' %s' "$package"; done)
 [ -n "$missing" ] || exit 0
 

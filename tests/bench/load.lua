@@ -1,6 +1,7 @@
 -- load.lua: what wrk sends, and what it reports.
 --     wrk [options] -s load.lua URL -- get|touch|create IDS_FILE
--- get and touch go round the ids of the file, so that two requests for one session are as far apart as can be. All
+--     wrk [options] -s load.lua URL -- lines FILE      a request a line: method, target, cookie and body, by tabs
+-- They go round the lines of the file, so that two requests for one session are as far apart as can be. All
 -- requests are built before the first is sent: building them would be measured as well.
 
 local build = {
@@ -14,6 +15,14 @@ local build = {
     end,
     create = function()
         return wrk.format("GET", "/api/sessions")
+    end,
+    lines = function(line)
+        local method, target, cookie, body = line:match("^(.-)\t(.-)\t(.-)\t(.*)$")
+        local headers = { Cookie = cookie ~= "" and cookie or nil }
+        if body ~= "" then
+            headers["Content-Type"] = "application/json"
+        end
+        return wrk.format(method, target, headers, body ~= "" and body or nil)
     end,
 }
 

@@ -257,6 +257,8 @@ class FastCgi:
 class Stage:
     """Redis, backends and fronts of one benchmark, each on a fresh socket, port or folder of its own."""
 
+    appendonly = "no"
+
     def __init__(self, options):
         self.options = options
         self.backends = {}  # name -> Server
@@ -281,7 +283,7 @@ class Stage:
 
     def redis_start(self):
         argv = ["redis-server", "--port", "0", "--unixsocket", self.path("redis.sock"), "--dir", self.folder]
-        return Server(argv + ["--save", "", "--appendonly", "no"], self.folder)
+        return Server(argv + ["--save", "", "--appendonly", self.appendonly], self.folder)
 
     def redis_connect(self):
         def connect():
@@ -332,20 +334,29 @@ class Stage:
         return server
 
     def coordinator_start(self, name):
-        """Starts the coordinator of the pool `name`; its reads are answered from copies when this returns."""
+        """Starts the coordinator of the pool `name`, to the stage's end; its reads are answered from copies when this
+        returns."""
+        self.coordinator_await(name, self.stack.enter_context(self.coordinator(name)))
+
+    def coordinator(self, name):
         argv = [os.path.join(self.options.build, "hyperpage-coordinator"), "--run-dir", self.path(name + ".run")]
         argv += ["--state-dir", self.path(name + ".state"), "--redis-url", "redis+unix://" + self.path("redis.sock")]
-        coordinator = self.stack.enter_context(Server(argv, self.folder))
+        return Server(argv, self.folder)
 
+    def coordinator_await(self, name, coordinator):
         def hits():
             with self.connect(name) as c:
                 session = c.json("/api/sessions")["sessionId"]
                 for target in [f"/api/sessions/{session}"] * 3 + ["/api/metrics"]:
                     c.send(c.get(target))
                     text = c.output(c.receive()).decode()
-            return coordinator.alive() and re.search(r"^cache_hits_total [1-9]", text, re.M)
+            return coordinator.alive() and int(re.search(r"^cache_hits_total (\d+)", text, re.M)[1])
 
-        wait_until("reads are answered from copies", hits, pause_s=0.05)
+        before = hits()
+        wait_until("reads are answered from copies", lambda: hits() > before, pause_s=0.05)
+
+    def cpu_s(self, name):
+        return self.backends[name].cpu_s()
 
     def connect(self, name):
         return FastCgi(self.socket(name))
@@ -361,6 +372,10 @@ class Stage:
         with open(self.path(name + ".ids"), "w") as f:
             f.write("\n".join(ids) + "\n")
         return ids
+
+    def load(self, request, name):
+        """The arguments of load.lua."""
+        return [request, self.ids_path(name)]
 
     def ids_path(self, name):
         return self.path(name + ".ids" if name == "embedded" else "pool.ids")
@@ -397,13 +412,20 @@ class Stage:
             if front == "lighttpd":
                 continue
             kept = front == "kept"
-            upstreams += f"upstream {backend}-{front} {{ server unix:{self.socket(backend)};"
+            upstreams += f"upstream {backend}-{front} {{ server {self.address(backend)};"
             upstreams += " keepalive 64; }\n" if kept else " }\n"
             servers += f"server {{ listen 127.0.0.1:{self.ports[backend, front]} backlog=1024; location / {{"
-            servers += f" fastcgi_pass {backend}-{front}; fastcgi_keep_conn {'on' if kept else 'off'}; }} }}\n"
+            servers += f" {self.location(backend, front)} }} }}\n"
         with open(self.path("nginx.conf"), "w") as f:
             f.write(NGINX_CONF.replace("FOLDER", self.folder) + upstreams + servers + "}\n")
         return ["nginx", "-p", self.folder, "-e", self.path("nginx.error"), "-c", self.path("nginx.conf")]
+
+    def address(self, backend):
+        return "unix:" + self.socket(backend)
+
+    def location(self, backend, front):
+        """What nginx does with a request."""
+        return f"fastcgi_pass {backend}-{front}; fastcgi_keep_conn {'on' if front == 'kept' else 'off'};"
 
     def lighttpd_argv(self, lanes):
         conf = ""
@@ -482,21 +504,30 @@ def throughput_lanes(request, front):
     return lanes
 
 
-def wrk(stage, request, lane, seconds):
-    """One run of one contender."""
-    backend = stage.backends[lane[0]]
+def wrk_says(stage, request, lane, seconds, meanwhile=None):
+    """How many requests there were, how long they took, which failed. With `meanwhile` it ends when that returns."""
     argv = ["wrk", "-t1", f"-c{stage.options.connections}", f"-d{seconds}s", "--timeout", "10s"]
     argv += ["-s", os.path.join(HERE, "load.lua"), f"http://127.0.0.1:{stage.ports[lane]}", "--"]
-    before = backend.cpu_s(), stage.redis.cpu_s()
-    out = subprocess.run(
-        argv + [request, stage.ids_path(lane[0])], capture_output=True, text=True, timeout=seconds + 60
-    )
-    after = backend.cpu_s(), stage.redis.cpu_s()
-    backend.alive()
-    line = re.search(r"^JSON (.*)$", out.stdout, re.M)
+    argv += stage.load(request, lane[0])
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as client:
+        if meanwhile:
+            try:
+                meanwhile()
+            finally:
+                client.send_signal(signal.SIGINT)
+        out = client.communicate(timeout=seconds + 60)[0]
+    stage.backends[lane[0]].alive()
+    line = re.search(r"^JSON (.*)$", out, re.M)
     if line is None:
-        raise Failed(f"wrk: {out.stdout}{out.stderr}")
-    r = json.loads(line[1])
+        raise Failed(f"wrk: {out}")
+    return json.loads(line[1])
+
+
+def wrk(stage, request, lane, seconds):
+    """One run of one contender."""
+    before = stage.cpu_s(lane[0]), stage.redis.cpu_s()
+    r = wrk_says(stage, request, lane, seconds)
+    after = stage.cpu_s(lane[0]), stage.redis.cpu_s()
     if any(r["errors"].values()) or r["requests"] == 0:
         raise Failed(f"{request} to {lane}: {r['requests']} requests, errors: {r['errors']}")
     cpu_us, redis_us = (1e6 * (b - a) / r["requests"] for a, b in zip(before, after))
@@ -916,9 +947,8 @@ def benchmarks():
     return found
 
 
-def options_read():
-    known = benchmarks()
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options_read(doc, known, tools):
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--only", action="append", metavar="NAME", help="a benchmark, also by pattern ('get-*'); repeatable")
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--seconds", type=int, default=3, help="of each run (default 3)")
@@ -935,7 +965,7 @@ def options_read():
     options.pool = os.path.abspath(options.pool or os.path.join(options.build, "hyperpage-fcgi"))
     wanted = options.only or [n for n in known if n != "store-size"]  # which takes minutes
     names = [n for n in known if any(fnmatch.fnmatch(n, w) for w in wanted)]
-    missing = [t for t in ("wrk", "nginx", "lighttpd", "redis-server", options.pool) if shutil.which(t) is None]
+    missing = [t for t in (*tools, options.pool) if shutil.which(t) is None]
     if not names:
         p.error("no such benchmark; there are " + ", ".join(known))
     if missing:
@@ -943,12 +973,15 @@ def options_read():
     return options, {n: known[n] for n in names}
 
 
-def main():
+def main(doc, known, tools, circumstances):
     # The servers' own clean-up needs the stack to unwind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.environ["PATH"] += ":/usr/sbin:/sbin"
-    options, chosen = options_read()
-    facts = circumstances(options)
+    options, chosen = options_read(doc, known, tools)
+    try:
+        facts = circumstances(options)
+    except Failed as e:
+        sys.exit(str(e))
     for name, text in facts.items():
         print(f"- {name}: {text}" if options.markdown else f"{name:9} {text}")
     results = {}
@@ -964,7 +997,7 @@ def main():
         sys.stdout.flush()
     if options.json:
         plain = {
-            name: {k: [r._asdict() if isinstance(r, Run) else r for r in v] for k, v in figures.items()}
+            name: {k: [r._asdict() if isinstance(r, tuple) else r for r in v] for k, v in figures.items()}
             for name, figures in results.items()
         }
         with open(options.json, "w") as f:
@@ -973,6 +1006,6 @@ def main():
 
 if __name__ == "__main__":
     try:
-        main()
+        main(__doc__, benchmarks(), ("wrk", "nginx", "lighttpd", "redis-server"), circumstances)
     except KeyboardInterrupt:
         sys.exit(130)
