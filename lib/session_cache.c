@@ -481,6 +481,7 @@ static bool map_table(struct session_cache *c, uint32_t number, struct err *e)
         err_set(e, ERR_INTERNAL, "%s: cannot be mapped: %s", path, strerror(errno));
         goto out;
     }
+    madvise(at, (size_t)st.st_size, MADV_RANDOM); /* sessions lie anywhere in it; what lies beside them is not needed */
     c->table = at;
     c->mapped_bytes = (size_t)st.st_size;
     c->number = number;

@@ -402,6 +402,32 @@ static void files_are_private_and_reserved(void **state)
     session_cache_close(c);
 }
 
+/* How much of the table's file is in this process' memory. */
+static int resident_kib(void)
+{
+    FILE *f = fopen("/proc/self/smaps", "r");
+    char line[512];
+    int kib = -1;
+    assert_non_null(f);
+    for (bool here = false; kib < 0 && fgets(line, sizeof line, f) != NULL;) {
+        here = here || strstr(line, "/session_cache-1\n") != NULL;
+        if (here) sscanf(line, "Rss: %d kB", &kib);
+    }
+    fclose(f);
+    return kib;
+}
+
+static void of_a_large_table_only_what_is_touched_is_in_memory(void **state)
+{
+    (void)state;
+    struct session_cache *c = open_cache(64 << 20);
+    char id[40];
+    for (uint32_t i = 0; i < 64; i++)
+        note_write(c, world_id(i, id), "x");
+    assert_in_range(resident_kib(), 1, 64 * 5 * 4); /* five pages each; beside each page the kernel would map up to fifteen more */
+    session_cache_close(c);
+}
+
 static void a_new_size_is_followed_by_all(void **state)
 {
     (void)state;
@@ -962,6 +988,7 @@ int main(void)
         TEST(an_invalidated_copy_stays_unproven_until_it_is_filled_again),
         TEST(a_change_of_one_session_leaves_the_others_alone),
         TEST(files_are_private_and_reserved),
+        TEST(of_a_large_table_only_what_is_touched_is_in_memory),
         TEST(a_new_size_is_followed_by_all),
         TEST(without_room_all_goes_on_without_cache_until_there_is),
         TEST(beside_processes_of_another_layout_there_is_no_cache),
