@@ -844,7 +844,7 @@ def store_size(options):
 
 def spread(values, digits):
     middle, low, high = statistics.median(values), min(values), max(values)
-    if len(values) == 1:
+    if low == high:
         return f"{middle:,.{digits}f}"
     return f"{middle:,.{digits}f} [{low:,.{digits}f}-{high:,.{digits}f}]"
 
