@@ -31,8 +31,6 @@ wanted=$(awk -v groups=" $groups " '
 if command -v npm > /dev/null; then wanted=$(echo "$wanted" | grep -vx npm); fi
 # shellcheck disable=SC2086  # package names are words
 present=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' $wanted 2>/dev/null | sed -n 's/^installed //p')
-command -v npm > /dev/null && present="$present
-npm" # a node that is not Debian's has its own, and Debian's cannot be installed beside it
 missing=$(for package in $wanted; do echo "$present" | grep -qxF "$package" || printf ' %s' "$package"; done)
 [ -n "$missing" ] || exit 0
 
