@@ -133,7 +133,7 @@ promises: all $(PROBES) faults # the long form of what the coordinator promises 
 	@HYPERPAGE_LONG=1 HYPERPAGE_BUILD=$(BUILD) $(PYTHON) -B -m pytest -q -s -p no:cacheprovider tests/system/test_coherence.py \
 	  tests/system/test_postgres.py tests/system/test_registry.py tests/system/test_leader_faults.py
 browser: all # the status page in Chromium; screenshots in $(BUILD)/browser. CHROMIUM= is another one
-	@command -v chromium node npm > /dev/null || conf/deps.sh browser
+	@for p in chromium node npm; do command -v $$p > /dev/null || exec conf/deps.sh browser; done
 	@mkdir -p $(BUILD)/browser
 	@cd $(BUILD)/browser && cp -u $(CURDIR)/tests/browser/package*.json $(CURDIR)/tests/browser/.npmrc . && npm ci --silent
 	@NODE_PATH=$(abspath $(BUILD))/browser/node_modules HYPERPAGE_BUILD=$(abspath $(BUILD)) node --test tests/browser
