@@ -161,8 +161,8 @@ bool breaker_reset(struct breaker *b, int64_t now_ms)
     if (!(outage & OPEN)) return false;
     uint64_t expected = outage;
     if (!atomic_compare_exchange_strong(&b->state->outage, &expected, outage & ~(OPEN | SINCE_MASK))) return false;
-    log_info("redis back, requests go to it again: away_ms=%" PRId64 " outage=%" PRIu32 " reports=%" PRIu64, away_ms(outage, now_ms),
-             number_of(outage), atomic_load(&b->state->reports) + 1);
+    log_info("redis back, requests go to it again: away_ms=%" PRId64 " outage=%" PRIu32 " reports=%" PRIu64,
+             away_ms(outage, now_ms), number_of(outage), atomic_load(&b->state->reports) + 1);
     return true;
 }
 

@@ -111,13 +111,20 @@ void buf_json_string(struct buf *b, struct bytes s)
             continue;
         }
         buf_append(b, s.at + plain, i - plain);
-        if (n == 0) buf_puts(b, "\xef\xbf\xbd");
-        else if (c == '"') buf_puts(b, "\\\"");
-        else if (c == '\\') buf_puts(b, "\\\\");
-        else if (c == '\n') buf_puts(b, "\\n");
-        else if (c == '\r') buf_puts(b, "\\r");
-        else if (c == '\t') buf_puts(b, "\\t");
-        else buf_printf(b, "\\u%04x", c);
+        if (n == 0)
+            buf_puts(b, "\xef\xbf\xbd");
+        else if (c == '"')
+            buf_puts(b, "\\\"");
+        else if (c == '\\')
+            buf_puts(b, "\\\\");
+        else if (c == '\n')
+            buf_puts(b, "\\n");
+        else if (c == '\r')
+            buf_puts(b, "\\r");
+        else if (c == '\t')
+            buf_puts(b, "\\t");
+        else
+            buf_printf(b, "\\u%04x", c);
         plain = ++i;
     }
     buf_append(b, s.at + plain, s.len - plain);
@@ -148,8 +155,10 @@ void buf_reset(struct buf *b)
 
 void buf_trim(struct buf *b, size_t keep_bytes)
 {
-    if (b->cap > keep_bytes) buf_done(b);
-    else buf_reset(b);
+    if (b->cap > keep_bytes)
+        buf_done(b);
+    else
+        buf_reset(b);
 }
 
 void buf_done(struct buf *b)

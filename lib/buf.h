@@ -30,7 +30,10 @@ struct buf {
     size_t limit; /* most bytes it may ever hold */
     bool overflowed;
 };
-#define BUF_INIT(most) { .limit = (most) }
+#define BUF_INIT(most)                                                                                                 \
+    {                                                                                                                  \
+        .limit = (most)                                                                                                \
+    }
 
 void buf_append(struct buf *b, const void *data, size_t len);
 void buf_add(struct buf *b, struct bytes s);
@@ -43,9 +46,9 @@ void buf_json_string(struct buf *b, struct bytes s);
 struct bytes buf_bytes(const struct buf *b);
 const char *buf_text(const struct buf *b); /* NUL-terminated, "" while empty; dies with the next append */
 bool buf_overflowed(const struct buf *b);
-void buf_reset(struct buf *b); /* empty again; the memory stays */
+void buf_reset(struct buf *b);                   /* empty again; the memory stays */
 void buf_trim(struct buf *b, size_t keep_bytes); /* as buf_reset, and frees memory beyond keep_bytes */
-void buf_done(struct buf *b);  /* frees; the buf may be used again */
+void buf_done(struct buf *b);                    /* frees; the buf may be used again */
 
 /* Length of the UTF-8 sequence at s, 1 to 4, or 0 if there is none (overlong forms and surrogates are none). */
 size_t utf8_sequence(const char *s, size_t len);

@@ -7,8 +7,8 @@
 
 #define CLOCK_NEVER INT64_MAX /* a deadline that does not come */
 
-int64_t clock_wall_ms(void);      /* since 1970, UTC */
-int64_t clock_mono_ms(void);      /* the same for all processes of the machine, never set back */
+int64_t clock_wall_ms(void); /* since 1970, UTC */
+int64_t clock_mono_ms(void); /* the same for all processes of the machine, never set back */
 int64_t clock_mono_us(void);
 
 /* Names this start of the machine; 0 where the kernel does not tell. Monotonic times that a file has kept from another

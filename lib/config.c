@@ -22,14 +22,14 @@ struct option {
 
 #define FIELD(name) offsetof(struct config, name)
 static const struct option options[] = {
-#define TEXT(name, def, doc) { #name, OPTION_TEXT, def, 0, 0, "", doc, FIELD(name) },
+#define TEXT(name, def, doc)                      { #name, OPTION_TEXT, def, 0, 0, "", doc, FIELD(name) },
 #define NUMBER(name, def, least, most, unit, doc) { #name, OPTION_NUMBER, def, least, most, unit, doc, FIELD(name) },
-#define FLAG(name, def, doc) { #name, OPTION_FLAG, def, 0, 0, "true|false", doc, FIELD(name) },
-#define CHOICE(name, def, allowed, doc) { #name, OPTION_CHOICE, def, 0, 0, allowed, doc, FIELD(name) },
-#define SECRET(name, doc) { #name, OPTION_SECRET, "", 0, 0, "", doc, FIELD(name) },
+#define FLAG(name, def, doc)                      { #name, OPTION_FLAG, def, 0, 0, "true|false", doc, FIELD(name) },
+#define CHOICE(name, def, allowed, doc)           { #name, OPTION_CHOICE, def, 0, 0, allowed, doc, FIELD(name) },
+#define SECRET(name, doc)                         { #name, OPTION_SECRET, "", 0, 0, "", doc, FIELD(name) },
 #include "config.def"
 };
-#define OPTIONS (sizeof options / sizeof options[0])
+#define OPTIONS          (sizeof options / sizeof options[0])
 #define MOST_VALUE_BYTES 4096
 
 /* What is allocated with a config, behind the fields that everybody sees. */
@@ -44,7 +44,8 @@ static const struct option *option_find(const char *name, size_t len)
     for (size_t i = 0; i < OPTIONS; i++) {
         const char *known = options[i].name;
         size_t n = 0;
-        while (n < len && known[n] && (tolower((unsigned char)name[n]) == known[n] || (name[n] == '-' && known[n] == '_')))
+        while (n < len && known[n] &&
+               (tolower((unsigned char)name[n]) == known[n] || (name[n] == '-' && known[n] == '_')))
             n++;
         if (n == len && known[n] == '\0') return &options[i];
     }
@@ -103,7 +104,8 @@ static bool set_choice(const struct option *o, int *field, const char *text, con
 static bool set_text(struct loaded *l, const struct option *o, const char **field, const char *text, const char *key,
                      struct err *e)
 {
-    if (strlen(text) > MOST_VALUE_BYTES) return err_set(e, ERR_INPUT, "%s: allowed are %d bytes", key, MOST_VALUE_BYTES);
+    if (strlen(text) > MOST_VALUE_BYTES)
+        return err_set(e, ERR_INPUT, "%s: allowed are %d bytes", key, MOST_VALUE_BYTES);
     char **owned = &l->owned[o - options];
     free(*owned);
     *field = *owned = mem_strdup(text);
@@ -116,11 +118,15 @@ static bool set_value(struct loaded *l, const struct option *o, const char *text
     name_in_capitals(o, key);
     void *field = (char *)&l->config + o->offset;
     switch (o->type) {
-    case OPTION_NUMBER: return set_number(o, field, text, key, e);
-    case OPTION_FLAG: return set_flag(field, text, key, e);
-    case OPTION_CHOICE: return set_choice(o, field, text, key, e);
+    case OPTION_NUMBER:
+        return set_number(o, field, text, key, e);
+    case OPTION_FLAG:
+        return set_flag(field, text, key, e);
+    case OPTION_CHOICE:
+        return set_choice(o, field, text, key, e);
     case OPTION_TEXT:
-    case OPTION_SECRET: return set_text(l, o, field, text, key, e);
+    case OPTION_SECRET:
+        return set_text(l, o, field, text, key, e);
     }
     return false;
 }
@@ -165,7 +171,8 @@ static bool read_file_line(struct loaded *l, const char *path, int number, char 
     p[len] = '\0';
     if (*p == '\0' || *p == '#') return true;
     char *eq = strchr(p, '=');
-    if (eq == NULL) return err_set(e, ERR_INPUT, "%s line %d: allowed is KEY=value, a # comment or nothing", path, number);
+    if (eq == NULL)
+        return err_set(e, ERR_INPUT, "%s line %d: allowed is KEY=value, a # comment or nothing", path, number);
     char *value = eq + 1;
     size_t n = strlen(value);
     if (n >= 2 && (*value == '"' || *value == '\'') && value[n - 1] == *value) {
@@ -188,7 +195,8 @@ static bool read_file(struct loaded *l, const char *path, struct err *e)
     for (int number = 1; ok && fgets(line, sizeof line, f) != NULL; number++) {
         if (strchr(line, '\n') == NULL && !feof(f))
             ok = err_set(e, ERR_INPUT, "%s line %d: allowed are %d bytes", path, number, MOST_VALUE_BYTES);
-        else ok = read_file_line(l, path, number, line, e);
+        else
+            ok = read_file_line(l, path, number, line, e);
     }
     if (ok && ferror(f)) ok = err_set(e, ERR_INPUT, "--config %s: cannot be read: %s", path, strerror(errno));
     fclose(f);
@@ -278,13 +286,20 @@ static void read_call(int argc, char *const argv[], struct config_call *call)
 {
     *call = (struct config_call){ 0 };
     for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) call->help = true;
-        else if (strcmp(argv[i], "--version") == 0) call->version = true;
-        else if (strcmp(argv[i], "--check") == 0) call->check = true;
-        else if (strcmp(argv[i], "--reference") == 0) call->reference = true;
-        else if (strncmp(argv[i], "--config=", 9) == 0) call->file = argv[i] + 9;
-        else if (strcmp(argv[i], "--config") == 0 && argv[i + 1] != NULL) call->file = argv[++i];
-        else if (strncmp(argv[i], "--", 2) == 0 && strchr(argv[i], '=') == NULL && argv[i + 1] != NULL) i++;
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+            call->help = true;
+        else if (strcmp(argv[i], "--version") == 0)
+            call->version = true;
+        else if (strcmp(argv[i], "--check") == 0)
+            call->check = true;
+        else if (strcmp(argv[i], "--reference") == 0)
+            call->reference = true;
+        else if (strncmp(argv[i], "--config=", 9) == 0)
+            call->file = argv[i] + 9;
+        else if (strcmp(argv[i], "--config") == 0 && argv[i + 1] != NULL)
+            call->file = argv[++i];
+        else if (strncmp(argv[i], "--", 2) == 0 && strchr(argv[i], '=') == NULL && argv[i + 1] != NULL)
+            i++;
     }
 }
 
@@ -320,9 +335,15 @@ static void add_allowed(const struct option *o, struct buf *out)
                    (long long)o->most, o->unit_or_allowed);
         break;
     case OPTION_FLAG:
-    case OPTION_CHOICE: buf_puts(out, o->unit_or_allowed); break;
-    case OPTION_SECRET: buf_puts(out, "a secret"); break;
-    case OPTION_TEXT: buf_puts(out, "text"); break;
+    case OPTION_CHOICE:
+        buf_puts(out, o->unit_or_allowed);
+        break;
+    case OPTION_SECRET:
+        buf_puts(out, "a secret");
+        break;
+    case OPTION_TEXT:
+        buf_puts(out, "text");
+        break;
     }
 }
 
@@ -345,16 +366,24 @@ static void value_text(const struct config *c, const struct option *o, struct bu
     const char *choice = o->unit_or_allowed;
     switch (o->type) {
     case OPTION_NUMBER:
-        if (*(const int64_t *)field == CONFIG_AUTO) buf_puts(out, "auto");
-        else buf_printf(out, "%lld", (long long)*(const int64_t *)field);
+        if (*(const int64_t *)field == CONFIG_AUTO)
+            buf_puts(out, "auto");
+        else
+            buf_printf(out, "%lld", (long long)*(const int64_t *)field);
         break;
-    case OPTION_FLAG: buf_puts(out, *(const bool *)field ? "true" : "false"); break;
+    case OPTION_FLAG:
+        buf_puts(out, *(const bool *)field ? "true" : "false");
+        break;
     case OPTION_CHOICE:
         for (int i = 0; i < *(const int *)field; i++) choice += strcspn(choice, "|") + 1;
         buf_append(out, choice, strcspn(choice, "|"));
         break;
-    case OPTION_TEXT: buf_puts(out, text); break;
-    case OPTION_SECRET: buf_puts(out, text[0] != '\0' ? "(a secret)" : ""); break;
+    case OPTION_TEXT:
+        buf_puts(out, text);
+        break;
+    case OPTION_SECRET:
+        buf_puts(out, text[0] != '\0' ? "(a secret)" : "");
+        break;
     }
 }
 
@@ -385,7 +414,8 @@ void config_help(const char *program, const char *summary, struct buf *out)
         for (const char *c = options[i].name; *c; c++) buf_printf(out, "%c", *c == '_' ? '-' : *c);
         buf_printf(out, " %s  (", options[i].type == OPTION_NUMBER ? "N" : "VALUE");
         add_allowed(&options[i], out);
-        if (options[i].type != OPTION_SECRET) buf_printf(out, "; default %s", options[i].def[0] ? options[i].def : "empty");
+        if (options[i].type != OPTION_SECRET)
+            buf_printf(out, "; default %s", options[i].def[0] ? options[i].def : "empty");
         buf_puts(out, ")\n");
         config_wrap(options[i].doc, 6, 100, out);
     }
@@ -407,8 +437,8 @@ void config_reference(struct buf *out)
         add_allowed(&options[i], &allowed);
         for (const char *c = buf_text(&allowed); *c; c++) buf_printf(out, "%s%c", *c == '|' ? "\\" : "", *c);
         buf_done(&allowed);
-        buf_printf(out, " | %s%s%s | %s |\n", options[i].def[0] ? "`" : "", options[i].def[0] ? options[i].def : "(empty)",
-                   options[i].def[0] ? "`" : "", options[i].doc);
+        buf_printf(out, " | %s%s%s | %s |\n", options[i].def[0] ? "`" : "",
+                   options[i].def[0] ? options[i].def : "(empty)", options[i].def[0] ? "`" : "", options[i].doc);
     }
 }
 

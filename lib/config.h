@@ -10,11 +10,11 @@
 #define CONFIG_AUTO (-1) /* a NUMBER whose default is "auto" and that nobody set */
 
 struct config {
-#define TEXT(name, def, doc) const char *name;
+#define TEXT(name, def, doc)                      const char *name;
 #define NUMBER(name, def, least, most, unit, doc) int64_t name;
-#define FLAG(name, def, doc) bool name;
-#define CHOICE(name, def, allowed, doc) int name; /* index into `allowed` */
-#define SECRET(name, doc) const char *name;       /* "" if there is none */
+#define FLAG(name, def, doc)                      bool name;
+#define CHOICE(name, def, allowed, doc)           int name;         /* index into `allowed` */
+#define SECRET(name, doc)                         const char *name; /* "" if there is none */
 #include "config.def"
 };
 

@@ -90,10 +90,10 @@ struct coordination_limit *coordination_limit_row(struct coordination_limits *ls
 extern const char *const coordination_job_statuses[COORDINATION_JOB_STATUSES]; /* as the table jobs names them */
 
 struct coordination_survey {
-    int64_t cleaned_ms; /* wall: when the cluster's last cleanup ended; 0: not known */
+    int64_t cleaned_ms;  /* wall: when the cluster's last cleanup ended; 0: not known */
     int64_t sessions_ms; /* wall: when it was known last how many sessions Redis holds; 0: never, or no more */
     int64_t sessions;    /* of all nodes */
-    int64_t jobs_ms;    /* wall: when this node, as the leader, counted jobs last; 0: never */
+    int64_t jobs_ms;     /* wall: when this node, as the leader, counted jobs last; 0: never */
     int64_t jobs[COORDINATION_JOB_STATUSES]; /* by status */
 };
 void coordination_read_survey(const struct coordination *c, struct coordination_survey *out);
@@ -112,7 +112,8 @@ static inline bool coordination_is_fresh(int64_t counted_ms, int64_t now_ms)
  * its rounds took, whichever is more. */
 void coordination_beat(struct coordination *c, int64_t now_ms, int64_t lag_ms);
 bool coordination_alive(const struct coordination *c, int64_t now_ms);
-int64_t coordination_beat_ms(const struct coordination *c); /* monotonic: the last one; 0: none since the machine started */
+int64_t
+coordination_beat_ms(const struct coordination *c); /* monotonic: the last one; 0: none since the machine started */
 int64_t coordination_lag_ms(const struct coordination *c); /* the worst of the last ten to twenty seconds */
 
 /* Messages that have come and wait to be worked off. */

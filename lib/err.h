@@ -20,8 +20,7 @@ struct err {
 };
 
 /* Always false, so that a failing function can end in `return err_set(e, ...)`. `e` may be NULL. */
-bool err_set(struct err *e, enum err_kind kind, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
+bool err_set(struct err *e, enum err_kind kind, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 /* The same with ERR_UNAVAILABLE and `away`. */
 bool err_set_away(struct err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -40,7 +40,10 @@ static bool read_path(const char *uri, char path[HTTP_MOST_PATH_BYTES])
 }
 
 /* The parameters that a handler may want to see, and where they go. */
-#define WANT(param, field) { param, sizeof(param) - 1, offsetof(struct request, field) }
+#define WANT(param, field)                                                                                             \
+    {                                                                                                                  \
+        param, sizeof(param) - 1, offsetof(struct request, field)                                                      \
+    }
 static const struct wanted {
     const char *name;
     size_t len;
@@ -401,10 +404,21 @@ static const struct {
     int status;
     const char *reason;
 } reasons[] = {
-    { 200, "OK" }, { 201, "Created" }, { 304, "Not Modified" }, { 400, "Bad Request" }, { 401, "Unauthorized" },
-    { 403, "Forbidden" }, { 404, "Not Found" }, { 405, "Method Not Allowed" }, { 412, "Precondition Failed" },
-    { 413, "Content Too Large" }, { 415, "Unsupported Media Type" }, { 429, "Too Many Requests" },
-    { 431, "Request Header Fields Too Large" }, { 500, "Internal Server Error" }, { 502, "Bad Gateway" },
+    { 200, "OK" },
+    { 201, "Created" },
+    { 304, "Not Modified" },
+    { 400, "Bad Request" },
+    { 401, "Unauthorized" },
+    { 403, "Forbidden" },
+    { 404, "Not Found" },
+    { 405, "Method Not Allowed" },
+    { 412, "Precondition Failed" },
+    { 413, "Content Too Large" },
+    { 415, "Unsupported Media Type" },
+    { 429, "Too Many Requests" },
+    { 431, "Request Header Fields Too Large" },
+    { 500, "Internal Server Error" },
+    { 502, "Bad Gateway" },
     { 503, "Service Unavailable" },
 };
 

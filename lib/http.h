@@ -16,11 +16,11 @@ struct request {
     const char *content_type, *accept, *authorization, *user_agent;
     const char *if_match, *if_none_match;
     const char *cache_control;
-    const char *session_id;  /* X-Session-Id */
+    const char *session_id; /* X-Session-Id */
     const char *cookie;
     const char *idempotency_key;
     const char *https, *forwarded_proto;
-    const char *request_id;  /* X-Request-Id */
+    const char *request_id; /* X-Request-Id */
     const char *forwarded_for, *real_ip, *remote_addr;
     const char *method_name, *uri, *script_name, *path_info; /* behind method and path */
     struct bytes body;
@@ -65,7 +65,7 @@ struct response {
     const char *content_type;
     struct buf headers; /* "Name: value\r\n" each */
     struct buf body;
-    bool head_only;     /* the answer to a HEAD: Content-Length is the body's, which stays here */
+    bool head_only; /* the answer to a HEAD: Content-Length is the body's, which stays here */
 };
 
 void response_init(struct response *rs, size_t most_body_bytes);

@@ -87,7 +87,8 @@ static bool is_json_number(struct bytes s)
     return true;
 }
 
-/* --- JSON form: which members there are and which are numbers is said by the format alone, whatever the values hold --- */
+/* --- JSON form: which members there are and which are numbers is said by the format alone, whatever the values hold
+ * --- */
 
 #define MOST_PAIRS 16
 #define BETWEEN    '\1' /* stands before each value */

@@ -73,8 +73,9 @@ struct message_limit {
     int64_t retry_after_s;              /* 0: not said */
 };
 
-/* False: the payload names no platform, or says nothing about it that is understood. `usage` may be a number (percent), or an object with the members of the payload
- * itself; what is given beside it comes first. Without an endpoint it is "global". */
+/* False: the payload names no platform, or says nothing about it that is understood. `usage` may be a number (percent),
+ * or an object with the members of the payload itself; what is given beside it comes first. Without an endpoint it is
+ * "global". */
 bool message_limit_read(struct bytes payload, struct message_limit *limit);
 
 #endif

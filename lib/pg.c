@@ -293,8 +293,8 @@ static bool wait_for_result(struct pg *pg, struct err *e)
     return true;
 }
 
-/* All results of what was sent; the last one is the caller's, *rows is how many rows all of them are about. NULL: `e` says
- * why. A refusal by which the server also ends the connection says more than that end does. */
+/* All results of what was sent; the last one is the caller's, *rows is how many rows all of them are about. NULL: `e`
+ * says why. A refusal by which the server also ends the connection says more than that end does. */
 static PGresult *take_results(struct pg *pg, int64_t *rows, struct err *e)
 {
     PGresult *kept = NULL, *next;

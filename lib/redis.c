@@ -17,7 +17,7 @@
 struct redis {
     struct redis_options o;
     struct redis_links servers;
-    struct redis_script **scripts; /* of all modules that use it */
+    struct redis_script **scripts;   /* of all modules that use it */
     struct redis_sentinel *sentinel; /* or NULL */
     struct redis_cluster *cluster;   /* or NULL */
 };

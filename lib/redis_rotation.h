@@ -23,9 +23,9 @@ struct redis_rotation {
     int64_t deadline_ms;
     struct buf *doc;
     /* Its own: */
-    struct buf base;     /* what stood under the old id */
-    char mark_text[192]; /* of an id that was rotated before; "" */
-    int64_t left_ms;     /* of the old id's life */
+    struct buf base;      /* what stood under the old id */
+    char mark_text[192];  /* of an id that was rotated before; "" */
+    int64_t left_ms;      /* of the old id's life */
     int64_t not_after_ms; /* Redis' time until which it may end */
 };
 

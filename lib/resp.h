@@ -6,8 +6,8 @@
 
 void resp_command(struct buf *out, size_t argc, const struct bytes *argv);
 
-/* Takes strings that are too long out of what Redis sends, however it comes in pieces; each becomes an empty one. So who
- * listens to others is not filled up by what they say. */
+/* Takes strings that are too long out of what Redis sends, however it comes in pieces; each becomes an empty one. So
+ * who listens to others is not filled up by what they say. */
 #define RESP_SIEVE_KEEPS 32 /* bytes of a line that has begun */
 struct resp_sieve {
     size_t most_bytes; /* the longest string that passes */

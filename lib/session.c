@@ -412,10 +412,14 @@ static void metadata_facts(struct bytes metadata, struct session_facts *facts)
     facts->created = facts->updated = facts->ip_address = facts->user_agent = (struct bytes){ NULL, 0 };
     if (span_type(metadata) != SPAN_OBJECT) return;
     for (struct span_walk w = span_walk(metadata); span_next(&w, &m);) {
-        if (span_same_name(m.name, BYTES_LITERAL("updated"))) facts->updated = m.value;
-        else if (span_same_name(m.name, BYTES_LITERAL("created"))) facts->created = m.value;
-        else if (span_same_name(m.name, BYTES_LITERAL("ipAddress"))) facts->ip_address = m.value;
-        else if (span_same_name(m.name, BYTES_LITERAL("userAgent"))) facts->user_agent = m.value;
+        if (span_same_name(m.name, BYTES_LITERAL("updated")))
+            facts->updated = m.value;
+        else if (span_same_name(m.name, BYTES_LITERAL("created")))
+            facts->created = m.value;
+        else if (span_same_name(m.name, BYTES_LITERAL("ipAddress")))
+            facts->ip_address = m.value;
+        else if (span_same_name(m.name, BYTES_LITERAL("userAgent")))
+            facts->user_agent = m.value;
     }
 }
 
@@ -426,9 +430,12 @@ bool session_facts(struct bytes doc, struct session_facts *facts)
     *facts = (struct session_facts){ .etag = "" };
     if (span_check_object(doc, 0, &at) != SPAN_OK) return false;
     for (struct span_walk w = span_walk(doc); span_next(&w, &m);) {
-        if (span_same_name(m.name, BYTES_LITERAL("lastActivity"))) facts->last_activity = m.value;
-        else if (span_same_name(m.name, BYTES_LITERAL("userId"))) facts->user_id = m.value;
-        else if (span_same_name(m.name, BYTES_LITERAL("metadata"))) metadata_facts(m.value, facts);
+        if (span_same_name(m.name, BYTES_LITERAL("lastActivity")))
+            facts->last_activity = m.value;
+        else if (span_same_name(m.name, BYTES_LITERAL("userId")))
+            facts->user_id = m.value;
+        else if (span_same_name(m.name, BYTES_LITERAL("metadata")))
+            metadata_facts(m.value, facts);
     }
 
     /* The two values that come and go, in the order in which they stand. */

@@ -15,7 +15,8 @@
  * `e` on failure, also if the file has another size. */
 void *shared_map(const char *run_dir, const char *name, size_t bytes, int *fd, struct err *e);
 
-#define SHARED_SLOTS 576 /* two pools with WORKERS at its most, one of which replaces the other; coordinator and spares */
+#define SHARED_SLOTS                                                                                                   \
+    576 /* two pools with WORKERS at its most, one of which replaces the other; coordinator and spares */
 
 enum slot_role { SLOT_UNUSED, SLOT_MASTER, SLOT_WORKER, SLOT_KEEPER, SLOT_COORDINATOR };
 enum slot_state { SLOT_STARTING, SLOT_SERVING, SLOT_DRAINING, SLOT_GONE };
@@ -37,7 +38,7 @@ struct slot {
 
 /* What the processes of a node depend on, as whoever keeps house saw it last. */
 enum dependency {
-    DEPENDENCY_REDIS,    /* the keeper looks at these */
+    DEPENDENCY_REDIS, /* the keeper looks at these */
     DEPENDENCY_EMBEDDED,
     DEPENDENCY_POSTGRES, /* the coordinator */
     DEPENDENCY_COUNT
@@ -72,8 +73,9 @@ bool shared_slot_alive(struct shared *sh, size_t index); /* has it an owner that
  * a process in another container. */
 struct slot *shared_slot_of(struct shared *sh, enum slot_role role, int32_t pid);
 
-/* Takes down the names of those of this role who died without giving their slots back, and whose slots nobody took over:
- * their successors sit elsewhere, or there are none. The counters stay. For whoever knows that none is missing. */
+/* Takes down the names of those of this role who died without giving their slots back, and whose slots nobody took
+ * over: their successors sit elsewhere, or there are none. The counters stay. For whoever knows that none is missing.
+ */
 void shared_bury(struct shared *sh, enum slot_role role);
 
 struct check *shared_check(struct shared *sh, enum dependency d);

@@ -19,8 +19,8 @@ struct shelter_options {
     void *ctx;
 };
 
-/* Open it after fork. What the embedded store holds of its own goes to the refuge first: all of it is Redis' from now on.
- * NULL with `e` on failure. */
+/* Open it after fork. What the embedded store holds of its own goes to the refuge first: all of it is Redis' from now
+ * on. NULL with `e` on failure. */
 struct shelter *shelter_open(const struct shelter_options *o, struct err *e);
 void shelter_close(struct shelter *sh);
 
@@ -35,12 +35,12 @@ void shelter_report(struct shelter *sh, const struct err *why);
 bool shelter_release(struct shelter *sh, const char *id, int64_t deadline_ms, struct err *e);
 
 /* What is answered while Redis is away; `self` is the shelter. A session that this node cannot know is ERR_UNAVAILABLE,
- * never absent: others may know it. So are the operations that need all nodes to agree: rotate, list, heal, and an update
- * with terms->strict. */
+ * never absent: others may know it. So are the operations that need all nodes to agree: rotate, list, heal, and an
+ * update with terms->strict. */
 extern const struct store_ops shelter_ops;
 
-/* What is written down of `id` by now has been sent to Redis before, and nobody heard whether it was done. It is kept as
- * a version of its own: if Redis did it, what follows here is a change of that, and no conflict with it. */
+/* What is written down of `id` by now has been sent to Redis before, and nobody heard whether it was done. It is kept
+ * as a version of its own: if Redis did it, what follows here is a change of that, and no conflict with it. */
 bool shelter_hold(struct shelter *sh, const char *id, int64_t deadline_ms, struct err *e);
 
 /* Redis was told to make the session `id`, and nobody heard whether it did. No client knows the id: where there is such

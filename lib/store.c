@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 #define MOST_DOCUMENT_BYTES (256u << 20)
-#define PURGE_STEP 1000 /* sessions deleted in one transaction, if that takes so little that no writer minds */
+#define PURGE_STEP          1000 /* sessions deleted in one transaction, if that takes so little that no writer minds */
 
 /* Where an operation can be done. */
 struct place {
@@ -92,8 +92,7 @@ static void hear_of_replay(void *ctx, const struct replay_change *change)
                                            .id = change->id,
                                            .user = user,
                                            .was_user = was_user,
-                                           .expires_at_ms =
-                                               change->deleted ? 0 : clock_wall_ms() + change->life_ms });
+                                           .expires_at_ms = change->deleted ? 0 : clock_wall_ms() + change->life_ms });
 }
 
 /* --- the operations --- */
@@ -125,7 +124,10 @@ bool store_create(struct store *st, const char *id, struct bytes doc, const stru
     }
     if (!res->changed) return true;
     metrics_add(METRIC_sessions_created_total, 1);
-    tell(at, &(struct store_event){ .kind = STORE_CREATED, .id = id, .user = terms->user, .was_user = "",
+    tell(at, &(struct store_event){ .kind = STORE_CREATED,
+                                    .id = id,
+                                    .user = terms->user,
+                                    .was_user = "",
                                     .expires_at_ms = res->expires_at_ms });
     return true;
 }
@@ -160,8 +162,11 @@ bool store_update(struct store *st, const char *id, store_edit_fn *edit, void *c
     }
     metrics_add(METRIC_sessions_updated_total, 1);
     if (terms->announce)
-        tell(at, &(struct store_event){ .kind = STORE_UPDATED, .id = id, .user = terms->user,
-                                        .was_user = terms->was_user, .expires_at_ms = res->expires_at_ms });
+        tell(at, &(struct store_event){ .kind = STORE_UPDATED,
+                                        .id = id,
+                                        .user = terms->user,
+                                        .was_user = terms->was_user,
+                                        .expires_at_ms = res->expires_at_ms });
     return true;
 }
 
@@ -175,13 +180,16 @@ bool store_rotate(struct store *st, const char *id, store_edit_fn *edit, void *c
     if (at == NULL) return false;
     if (!res->changed) return true;
     metrics_add(METRIC_sessions_rotated_total, 1);
-    tell(at, &(struct store_event){ .kind = STORE_ROTATED, .id = rotation->new_id, .was_id = id, .user = terms->user,
-                                    .was_user = terms->was_user, .expires_at_ms = res->expires_at_ms });
+    tell(at, &(struct store_event){ .kind = STORE_ROTATED,
+                                    .id = rotation->new_id,
+                                    .was_id = id,
+                                    .user = terms->user,
+                                    .was_user = terms->was_user,
+                                    .expires_at_ms = res->expires_at_ms });
     return true;
 }
 
-bool store_list(struct store *st, const char *user, int64_t deadline_ms, store_each_fn *each, void *ctx,
-                struct err *e)
+bool store_list(struct store *st, const char *user, int64_t deadline_ms, store_each_fn *each, void *ctx, struct err *e)
 {
     const struct place *at = place_of_all(st);
     while (at != NULL && !at->ops->list(at->self, user, deadline_ms, each, ctx, e)) at = retreat(st, at, e);
@@ -190,15 +198,16 @@ bool store_list(struct store *st, const char *user, int64_t deadline_ms, store_e
 
 static void tell_life(const struct place *at, const char *id, const char *user, int64_t expires_at_ms)
 {
-    tell(at, &(struct store_event){ .kind = STORE_UPDATED, .id = id, .user = user, .was_user = user,
-                                    .expires_at_ms = expires_at_ms });
+    tell(at, &(struct store_event){
+                 .kind = STORE_UPDATED, .id = id, .user = user, .was_user = user, .expires_at_ms = expires_at_ms });
 }
 
 bool store_expire(struct store *st, const char *id, const char *user, int64_t life_ms, bool only_longer,
                   int64_t deadline_ms, struct store_result *res, struct err *e)
 {
     const struct place *at = place_for(st, id, deadline_ms, e);
-    while (at != NULL && !at->ops->expire(at->self, id, life_ms, only_longer, deadline_ms, res, e)) at = retreat(st, at, e);
+    while (at != NULL && !at->ops->expire(at->self, id, life_ms, only_longer, deadline_ms, res, e))
+        at = retreat(st, at, e);
     if (at == NULL) return false;
     if (res->changed) tell_life(at, id, user, res->expires_at_ms);
     return true;
@@ -339,10 +348,9 @@ static bool open_redis(struct store *st, const struct config *cfg, struct pollse
     st->copies = session_cache_open(cfg->run_dir, cfg->session_cache_bytes, e);
     if (st->copies == NULL) return false;
     if (cfg->session_cache_reads && (st->coordination = coordination_open(cfg->run_dir, e)) == NULL) return false;
-    struct store_redis_options so = { .connection = o,
-                                      .most_events = cfg->session_events_max,
-                                      .copies = st->copies,
-                                      .coherence = st->coordination };
+    struct store_redis_options so = {
+        .connection = o, .most_events = cfg->session_events_max, .copies = st->copies, .coherence = st->coordination
+    };
     st->redis = store_redis_open(&so);
     st->home = (struct place){ &store_redis_ops, st->redis };
     if (cfg->session_fallback_to_memory && !open_embedded(st, cfg, e)) return false;

@@ -1,5 +1,5 @@
-/* store.h: sessions by id, wherever they are kept: in Redis where REDIS_URL is set, and while that is away in this node's
- * refuge; else in the embedded store. The only door to them: handlers never learn which place answered. */
+/* store.h: sessions by id, wherever they are kept: in Redis where REDIS_URL is set, and while that is away in this
+ * node's refuge; else in the embedded store. The only door to them: handlers never learn which place answered. */
 #ifndef HYPERPAGE_STORE_H
 #define HYPERPAGE_STORE_H
 
@@ -15,8 +15,8 @@ struct redis;
 struct store *store_open(const struct config *cfg, struct pollset *pollset, struct err *e);
 void store_close(struct store *st);
 
-/* What the store asks of Redis with, for whoever else in this process has something to ask there, flushed with the store;
- * NULL where it keeps sessions elsewhere. */
+/* What the store asks of Redis with, for whoever else in this process has something to ask there, flushed with the
+ * store; NULL where it keeps sessions elsewhere. */
 struct redis *store_connection(const struct store *st);
 
 /* As the operations of store_backend.h. A document in `doc` on return is what was stored, byte for byte. */
@@ -34,8 +34,7 @@ bool store_update(struct store *st, const char *id, store_edit_fn *edit, void *c
 bool store_rotate(struct store *st, const char *id, store_edit_fn *edit, void *ctx, const struct store_terms *terms,
                   struct store_rotation *rotation, int64_t deadline_ms, struct buf *doc, struct store_result *res,
                   struct err *e);
-bool store_list(struct store *st, const char *user, int64_t deadline_ms, store_each_fn *each, void *ctx,
-                struct err *e);
+bool store_list(struct store *st, const char *user, int64_t deadline_ms, store_each_fn *each, void *ctx, struct err *e);
 
 /* Whose session it is stands in the document, so the caller says it: `user` "" for nobody's. */
 bool store_expire(struct store *st, const char *id, const char *user, int64_t life_ms, bool only_longer,
@@ -73,9 +72,9 @@ void store_flush(struct store *st);
 const char *store_name(const struct store *st); /* of the place that answers now: "redis", "refuge", "embedded" */
 bool store_in_refuge(const struct store *st);
 
-/* One step of what the places on this node need now and then: expired sessions go, files stay small, Redis is looked for
- * after an outage, and what was written meanwhile goes back to it. *more: call again soon. For the one process of the
- * node that keeps house; in a task it parks. */
+/* One step of what the places on this node need now and then: expired sessions go, files stay small, Redis is looked
+ * for after an outage, and what was written meanwhile goes back to it. *more: call again soon. For the one process of
+ * the node that keeps house; in a task it parks. */
 bool store_housekeep(struct store *st, bool *more, struct err *e);
 
 #endif

@@ -19,7 +19,8 @@ struct store_result {
     int64_t expires_at_ms; /* wall; 0 = not known here */
 };
 
-/* What goes with a document that is written. For an update the edit may fill it in: it is read when the edit returns. */
+/* What goes with a document that is written. For an update the edit may fill it in: it is read when the edit returns.
+ */
 #define STORE_USER_BYTES 256
 struct store_terms {
     int64_t ttl_ms;  /* the remaining life becomes this, or stays if it is longer... */
@@ -38,9 +39,10 @@ struct store_terms {
 /* A session that gets a new id. */
 #define STORE_KEY_HASH_BYTES 40
 struct store_rotation {
-    char key_hash[STORE_KEY_HASH_BYTES]; /* names the request, so that its repetition gets the same id; "": no repetition */
-    char new_id[IDS_TEXT_BYTES]; /* the id to give; afterwards the one that the session has */
-    bool repeated;               /* an earlier request of this name had done it: nothing was edited */
+    char key_hash[STORE_KEY_HASH_BYTES]; /* names the request, so that its repetition gets the same id; "": no
+                                            repetition */
+    char new_id[IDS_TEXT_BYTES];         /* the id to give; afterwards the one that the session has */
+    bool repeated;                       /* an earlier request of this name had done it: nothing was edited */
 };
 
 /* What others hear of a session. */

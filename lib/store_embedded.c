@@ -30,18 +30,18 @@
 #define PURGE_TURN_US      1000         /* what a step of purging should keep writers waiting */
 #define PURGE_STEP_LEAST   8            /* sessions; the work of SQLite's that does not depend on their number */
 #define PURGE_STEP_FIRST   32
-#define CHECKPOINT_MS      250          /* a power cut takes no more, as far as it is ours to say */
-#define WAL_BOUND_PAGES    16384        /* 64 MiB: beyond this housekeeping makes the WAL begin again */
-#define WAL_REST_PAGES     64           /* so little to copy may keep writers waiting: 1 to 2 ms */
-#define WAL_COPIES         16           /* most that are tried to come down to that */
-#define WAL_SLOW_PAGES     24576        /* beyond this writers pause after each commit ... */
-#define WAL_SLOW_PAGES_MS  4096         /* ... 1 ms for each of these ... */
-#define WAL_SLOW_MOST_US   5000         /* ... and no more than this */
-#define WAL_LIMIT_PAGES    65536        /* 256 MiB: it begins again whoever waits, by a worker if nobody keeps house */
-#define WAL_KEEP_BYTES     268435456    /* of its file: cutting it takes a writer's turn 10 ms, growing again a third */
-#define RESTART_PAUSE_US   5000         /* what writers wait for the disk before that, and the more the longer it is */
-#define READERS_PAUSE_US   200          /* between two looks whether a reader has ended */
-#define RESTART_WAIT_MS    2            /* for readers, while writers wait for us */
+#define CHECKPOINT_MS      250       /* a power cut takes no more, as far as it is ours to say */
+#define WAL_BOUND_PAGES    16384     /* 64 MiB: beyond this housekeeping makes the WAL begin again */
+#define WAL_REST_PAGES     64        /* so little to copy may keep writers waiting: 1 to 2 ms */
+#define WAL_COPIES         16        /* most that are tried to come down to that */
+#define WAL_SLOW_PAGES     24576     /* beyond this writers pause after each commit ... */
+#define WAL_SLOW_PAGES_MS  4096      /* ... 1 ms for each of these ... */
+#define WAL_SLOW_MOST_US   5000      /* ... and no more than this */
+#define WAL_LIMIT_PAGES    65536     /* 256 MiB: it begins again whoever waits, by a worker if nobody keeps house */
+#define WAL_KEEP_BYTES     268435456 /* of its file: cutting it takes a writer's turn 10 ms, growing again a third */
+#define RESTART_PAUSE_US   5000      /* what writers wait for the disk before that, and the more the longer it is */
+#define READERS_PAUSE_US   200       /* between two looks whether a reader has ended */
+#define RESTART_WAIT_MS    2         /* for readers, while writers wait for us */
 #define PROVE_MS           10000
 #define LITTLE_ROOM_BYTES  67108864
 #define DAMAGE_LOG_MS      60000
@@ -166,9 +166,9 @@ struct store_embedded {
     sqlite3_stmt *statement[SQL_STATEMENTS];
     struct turns *turns;
     TAILQ_HEAD(, op) round;
-    struct buf edited;  /* what an edit has made of a document */
-    int64_t now_ms;     /* wall; of the write transaction that is open */
-    int64_t rows_added; /* by it */
+    struct buf edited;              /* what an edit has made of a document */
+    int64_t now_ms;                 /* wall; of the write transaction that is open */
+    int64_t rows_added;             /* by it */
     int64_t turn_since_us, held_us; /* of the turn that is ours; of the longest since housekeeping began */
     int wal_pages;                  /* how long the WAL was at our last commit */
     int purge_step;                 /* sessions that we expect to purge in PURGE_TURN_US */
@@ -289,8 +289,10 @@ static int64_t purge_time(int64_t expires_ms, int64_t ttl_ms)
 
 static void bind_text(struct store_embedded *se, enum sql which, int parameter, const char *text)
 {
-    if (text == NULL || text[0] == '\0') sqlite3_bind_null(se->statement[which], parameter);
-    else sqlite3_bind_text(se->statement[which], parameter, text, -1, SQLITE_STATIC);
+    if (text == NULL || text[0] == '\0')
+        sqlite3_bind_null(se->statement[which], parameter);
+    else
+        sqlite3_bind_text(se->statement[which], parameter, text, -1, SQLITE_STATIC);
 }
 
 /* Stores `doc` in `row`, or in a new one if it is none yet, and moves its end on, never back but for the most that the
@@ -302,8 +304,8 @@ static bool put(struct store_embedded *se, struct row *row, const char *id, stru
     if (terms->most_ms > 0 && row->expires_ms > se->now_ms + terms->most_ms)
         row->expires_ms = se->now_ms + terms->most_ms;
     int64_t purge_ms = purge_time(row->expires_ms, terms->ttl_ms);
-    enum sql how = row->rowid == 0           ? SQL_INSERT
-                   : terms->announce         ? SQL_OWN
+    enum sql how = row->rowid == 0             ? SQL_INSERT
+                   : terms->announce           ? SQL_OWN
                    : purge_ms != row->purge_ms ? SQL_UPDATE
                                                : SQL_TOUCH;
 
@@ -459,9 +461,9 @@ static bool end_write(struct store_embedded *se, struct err *e)
 
 /* Of the file or of the WAL, without any lock.
  *
- * SQLite syncs the file only in a checkpoint that leaves nothing to copy. Beside writers that is the one in our turn, and
- * it would wait for all pages that were copied before, strewn over the file: 50 to 100 ms. If this fails SQLite is not
- * told, but neither is it of pages that the kernel had failed to write by itself. */
+ * SQLite syncs the file only in a checkpoint that leaves nothing to copy. Beside writers that is the one in our turn,
+ * and it would wait for all pages that were copied before, strewn over the file: 50 to 100 ms. If this fails SQLite is
+ * not told, but neither is it of pages that the kernel had failed to write by itself. */
 static bool sync_file(struct store_embedded *se, int which, struct err *e)
 {
     sqlite3_file *file = NULL;
@@ -563,8 +565,7 @@ static bool run_create(struct store_embedded *se, struct op *op)
     if (!ok) return false;
     op->result.found = row.live;
     char heir[IDS_TEXT_BYTES];
-    if (!row.live && !op->terms->minted &&
-        !find_gone(se, op->id, se->now_ms, "", &op->result.gone, heir, &op->err))
+    if (!row.live && !op->terms->minted && !find_gone(se, op->id, se->now_ms, "", &op->result.gone, heir, &op->err))
         return false;
     if (!row.live && !op->result.gone) {
         if (row.rowid != 0)
@@ -654,8 +655,8 @@ static bool run_expire(struct store_embedded *se, struct op *op)
     if (!ok || !row.live) return ok;
     int64_t expires_ms = se->now_ms + op->life_ms;
     if (op->only_longer && row.expires_ms > expires_ms) expires_ms = row.expires_ms;
-    op->result = (struct store_result){ .found = true, .changed = expires_ms != row.expires_ms,
-                                        .expires_at_ms = expires_ms };
+    op->result =
+        (struct store_result){ .found = true, .changed = expires_ms != row.expires_ms, .expires_at_ms = expires_ms };
     if (!op->result.changed) return true;
     bind(se, SQL_LIFE, 1, expires_ms);
     bind(se, SQL_LIFE, 2, purge_time(expires_ms, op->life_ms));
@@ -680,12 +681,8 @@ static bool run_work(struct store_embedded *se, struct op *op)
 }
 
 static bool (*const op_run[])(struct store_embedded *se, struct op *op) = {
-    [OP_CREATE] = run_create,
-    [OP_UPDATE] = run_update,
-    [OP_ROTATE] = run_rotate,
-    [OP_EXPIRE] = run_expire,
-    [OP_DELETE] = run_delete,
-    [OP_WORK] = run_work,
+    [OP_CREATE] = run_create, [OP_UPDATE] = run_update, [OP_ROTATE] = run_rotate,
+    [OP_EXPIRE] = run_expire, [OP_DELETE] = run_delete, [OP_WORK] = run_work,
 };
 
 static void finish(struct store_embedded *se, struct op *op)
@@ -860,8 +857,14 @@ static bool rotate(void *self, const char *id, store_edit_fn *edit, void *ctx, c
                    struct store_rotation *rotation, int64_t deadline_ms, struct buf *doc, struct store_result *res,
                    struct err *e)
 {
-    struct op op = { .kind = OP_ROTATE, .id = id, .edit = edit, .edit_ctx = ctx, .terms = terms, .rotation = rotation,
-                     .read = doc, .deadline_ms = deadline_ms };
+    struct op op = { .kind = OP_ROTATE,
+                     .id = id,
+                     .edit = edit,
+                     .edit_ctx = ctx,
+                     .terms = terms,
+                     .rotation = rotation,
+                     .read = doc,
+                     .deadline_ms = deadline_ms };
     rotation->repeated = false;
     return submit(self, &op, res, e);
 }
@@ -869,8 +872,9 @@ static bool rotate(void *self, const char *id, store_edit_fn *edit, void *ctx, c
 static bool expire(void *self, const char *id, int64_t life_ms, bool only_longer, int64_t deadline_ms,
                    struct store_result *res, struct err *e)
 {
-    struct op op = { .kind = OP_EXPIRE, .id = id, .life_ms = life_ms, .only_longer = only_longer,
-                     .deadline_ms = deadline_ms };
+    struct op op = {
+        .kind = OP_EXPIRE, .id = id, .life_ms = life_ms, .only_longer = only_longer, .deadline_ms = deadline_ms
+    };
     return submit(self, &op, res, e);
 }
 
@@ -936,8 +940,8 @@ static bool heal_rows(struct store_embedded *se, int64_t rowid, struct store_hea
     return ok;
 }
 
-/* user_id is written with the document, in one transaction. Rows that do without come from a process of an older version
- * that still had the file open when it was migrated. */
+/* user_id is written with the document, in one transaction. Rows that do without come from a process of an older
+ * version that still had the file open when it was migrated. */
 static bool heal(void *self, struct store_heal *h, int64_t deadline_ms, struct err *e)
 {
     struct store_embedded *se = self;
@@ -1092,8 +1096,8 @@ bool store_embedded_housekeep(struct store_embedded *se, int most, int64_t *purg
     bind(se, SQL_ANY_EXPIRED, 1, clock_wall_ms());
     if (!run_number(se, SQL_ANY_EXPIRED, &expired, e)) return false;
     if (expired && !purge_step(se, most, purged, more, e)) return false;
-    /* Whoever writes next after a whole checkpoint waits for the disk, and beside busy writers a checkpoint takes long. So
-     * there is one only now and then while there is more to purge. */
+    /* Whoever writes next after a whole checkpoint waits for the disk, and beside busy writers a checkpoint takes long.
+     * So there is one only now and then while there is more to purge. */
     if (*more && clock_mono_ms() < se->checkpoint_at_ms) return true;
     bool sync_only = *more && se->wal_pages <= WAL_BOUND_PAGES;
     bool ok = sync_only ? sync_file(se, SQLITE_FCNTL_JOURNAL_POINTER, e) : checkpoint(se, e);

@@ -30,10 +30,10 @@ void store_embedded_close(struct store_embedded *se);
  * is nearly full. */
 bool store_embedded_ready(struct store_embedded *se, int64_t deadline_ms, struct err *e);
 
-/* One step of housekeeping: deletes expired sessions in one short transaction, at most `most` and only as many as writers
- * hardly notice, and checkpoints the WAL when it has grown. *more says whether expired ones are left. For whoever keeps
- * house on this node, every 100 ms or so (an idle store costs a few microseconds): never a worker that serves, unless
- * nobody else is there. False with ERR_UNAVAILABLE if writers left no turn: another time. */
+/* One step of housekeeping: deletes expired sessions in one short transaction, at most `most` and only as many as
+ * writers hardly notice, and checkpoints the WAL when it has grown. *more says whether expired ones are left. For
+ * whoever keeps house on this node, every 100 ms or so (an idle store costs a few microseconds): never a worker that
+ * serves, unless nobody else is there. False with ERR_UNAVAILABLE if writers left no turn: another time. */
 bool store_embedded_housekeep(struct store_embedded *se, int most, int64_t *purged, bool *more, struct err *e);
 
 /* How long the last step has kept the node's writers waiting at a stretch, in microseconds. */

@@ -17,63 +17,58 @@
 #include <stdio.h>
 
 #define MOST_DOCUMENT_BYTES (16 * 1024 * 1024)
-#define EDITED_BUCKETS 64
-#define MOST_REFILLS   8
-#define REFILL_MS      1000
-#define COPY_FRESH_MS  250 /* a copy that was confirmed so lately is not compared with each read */
-#define POLICY_EVERY_MS 3600000
-#define TELL_MS 2000 /* how long the index and the stream are tried after an answer */
+#define EDITED_BUCKETS      64
+#define MOST_REFILLS        8
+#define REFILL_MS           1000
+#define COPY_FRESH_MS       250 /* a copy that was confirmed so lately is not compared with each read */
+#define POLICY_EVERY_MS     3600000
+#define TELL_MS             2000 /* how long the index and the stream are tried after an answer */
 
 /* Compare and set: writes ARGV[2] only where ARGV[1] still stands. The life becomes ARGV[3], never shortened but never
  * above ARGV[4] (0: no such end). Answers the life in ms; or what stands there now, which saves the next attempt its
  * read; or nil: gone. */
-static const char *const script_write =
-    "local now = redis.call('GET', KEYS[1])\n"
-    "if not now then return nil end\n"
-    "if now ~= ARGV[1] then return now end\n"
-    "local left, life = redis.call('PTTL', KEYS[1]), tonumber(ARGV[3])\n"
-    "if left > life then life = left end\n"
-    "local most = tonumber(ARGV[4])\n"
-    "if most > 0 and life > most then life = most end\n"
-    "redis.call('SET', KEYS[1], ARGV[2], 'PX', life)\n"
-    "return life";
+static const char *const script_write = "local now = redis.call('GET', KEYS[1])\n"
+                                        "if not now then return nil end\n"
+                                        "if now ~= ARGV[1] then return now end\n"
+                                        "local left, life = redis.call('PTTL', KEYS[1]), tonumber(ARGV[3])\n"
+                                        "if left > life then life = left end\n"
+                                        "local most = tonumber(ARGV[4])\n"
+                                        "if most > 0 and life > most then life = most end\n"
+                                        "redis.call('SET', KEYS[1], ARGV[2], 'PX', life)\n"
+                                        "return life";
 
 /* Deletes, with '1' as ARGV[1] only where ARGV[2] still stands, and leaves a gone-mark in KEYS[2] for ARGV[3] ms.
  * Answers what was deleted, or a list with what stands there instead, or nil. A key of another type is an error in GET,
  * and it is kept. */
-static const char *const script_delete =
-    "local now = redis.call('GET', KEYS[1])\n"
-    "if not now then return nil end\n"
-    "if ARGV[1] == '1' and now ~= ARGV[2] then return {now} end\n"
-    "redis.call('SET', KEYS[2], '" REDIS_GONE_PLAIN "', 'PX', ARGV[3])\n"
-    "redis.call('DEL', KEYS[1])\n"
-    "return now";
+static const char *const script_delete = "local now = redis.call('GET', KEYS[1])\n"
+                                         "if not now then return nil end\n"
+                                         "if ARGV[1] == '1' and now ~= ARGV[2] then return {now} end\n"
+                                         "redis.call('SET', KEYS[2], '" REDIS_GONE_PLAIN "', 'PX', ARGV[3])\n"
+                                         "redis.call('DEL', KEYS[1])\n"
+                                         "return now";
 
 /* Creates ARGV[1] for ARGV[2] ms under an id that somebody may have had before: 1, or 0: taken, or -1: gone, as KEYS[2]
  * says. */
-static const char *const script_create =
-    "if redis.call('EXISTS', KEYS[2]) == 1 then return -1 end\n"
-    "return redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2], 'NX') and 1 or 0";
+static const char *const script_create = "if redis.call('EXISTS', KEYS[2]) == 1 then return -1 end\n"
+                                         "return redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2], 'NX') and 1 or 0";
 
 /* Reads with the life left (-1: without end), and, where ARGV[1] is above 0, sets that back to it if more than a tenth
  * of it is gone: then the third of the list is 1. */
-static const char *const script_read =
-    "local now = redis.call('GET', KEYS[1])\n"
-    "if not now then return nil end\n"
-    "local left, life = redis.call('PTTL', KEYS[1]), tonumber(ARGV[1])\n"
-    "if life <= 0 or left >= life - life / 10 then return {now, left, 0} end\n"
-    "redis.call('PEXPIRE', KEYS[1], life)\n"
-    "return {now, life, 1}";
+static const char *const script_read = "local now = redis.call('GET', KEYS[1])\n"
+                                       "if not now then return nil end\n"
+                                       "local left, life = redis.call('PTTL', KEYS[1]), tonumber(ARGV[1])\n"
+                                       "if life <= 0 or left >= life - life / 10 then return {now, left, 0} end\n"
+                                       "redis.call('PEXPIRE', KEYS[1], life)\n"
+                                       "return {now, life, 1}";
 
 /* Sets the life to ARGV[1], with '1' as ARGV[2] only if that is longer. Answers the old and the new life and the value,
  * or nil. */
-static const char *const script_expire =
-    "local now = redis.call('GET', KEYS[1])\n"
-    "if not now then return nil end\n"
-    "local left, life = redis.call('PTTL', KEYS[1]), tonumber(ARGV[1])\n"
-    "if ARGV[2] == '1' and left > life then return {left, left, now} end\n"
-    "redis.call('PEXPIRE', KEYS[1], life)\n"
-    "return {left, life, now}";
+static const char *const script_expire = "local now = redis.call('GET', KEYS[1])\n"
+                                         "if not now then return nil end\n"
+                                         "local left, life = redis.call('PTTL', KEYS[1]), tonumber(ARGV[1])\n"
+                                         "if ARGV[2] == '1' and left > life then return {left, left, now} end\n"
+                                         "redis.call('PEXPIRE', KEYS[1], life)\n"
+                                         "return {left, life, now}";
 
 enum { SCRIPT_WRITE, SCRIPT_DELETE, SCRIPT_CREATE, SCRIPT_READ, SCRIPT_EXPIRE, SCRIPT_ROTATE, SCRIPTS };
 static const char *const script_texts[SCRIPTS] = {
@@ -88,12 +83,12 @@ struct update {
     const struct store_terms *terms; /* as the edit left them */
     int64_t deadline_ms;
     struct task *task;
-    bool leads;                /* woken to do the work, for itself and for who waits behind */
-    bool done;                 /* woken with the outcome below */
+    bool leads; /* woken to do the work, for itself and for who waits behind */
+    bool done;  /* woken with the outcome below */
     struct store_result result;
     bool ok;
     struct err error;
-    bool wrote;                /* its edit is part of the value being written */
+    bool wrote; /* its edit is part of the value being written */
     struct update *next;
 };
 
@@ -174,8 +169,8 @@ static bool believe_copy(struct store_redis *sr, const char *id, int64_t roll_ms
 
 static void refill(struct store_redis *sr, const char *id);
 
-/* Redis holds `doc`. An end that is not known (0) is the copy's, if that still says the same; else there is no copy until
- * somebody has asked: in an outage nobody could tell when it ends. */
+/* Redis holds `doc`. An end that is not known (0) is the copy's, if that still says the same; else there is no copy
+ * until somebody has asked: in an outage nobody could tell when it ends. */
 static void keep_read(struct store_redis *sr, const char *id, const struct before *before, struct bytes doc,
                       int64_t expires_at_ms)
 {
@@ -213,9 +208,12 @@ static bool take_value(redisReply *reply, struct buf *doc, bool *found, struct e
 {
     bool ok = true;
     *found = reply->type == REDIS_REPLY_STRING;
-    if (*found) buf_append(doc, reply->str, (size_t)reply->len);
-    else if (reply->type != REDIS_REPLY_NIL) ok = unexpected(reply, e);
-    if (buf_overflowed(doc)) ok = err_set(e, ERR_CORRUPT, "the stored value is too large: bytes=%zu", (size_t)reply->len);
+    if (*found)
+        buf_append(doc, reply->str, (size_t)reply->len);
+    else if (reply->type != REDIS_REPLY_NIL)
+        ok = unexpected(reply, e);
+    if (buf_overflowed(doc))
+        ok = err_set(e, ERR_CORRUPT, "the stored value is too large: bytes=%zu", (size_t)reply->len);
     freeReplyObject(reply);
     return ok;
 }
@@ -238,7 +236,8 @@ static bool read_with_life(struct store_redis *sr, const char *id, int64_t roll_
     struct session_key k;
     struct number life;
     struct bytes argv[] = { number(&life, roll_ms) };
-    redisReply *reply = redis_eval(sr->redis, &sr->scripts[SCRIPT_READ], session_key(&k, id), 1, argv, deadline_ms, NULL, e);
+    redisReply *reply =
+        redis_eval(sr->redis, &sr->scripts[SCRIPT_READ], session_key(&k, id), 1, argv, deadline_ms, NULL, e);
     return reply != NULL && take_with_life(reply, doc, res, e);
 }
 
@@ -299,8 +298,10 @@ static bool redis_store_get(void *self, const char *id, int64_t roll_ms, int64_t
     bool ok = roll_ms == 0 && before.known ? read_plainly(sr, id, deadline_ms, doc, res, e)
                                            : read_with_life(sr, id, roll_ms, deadline_ms, doc, res, e);
     if (!ok) return false;
-    if (res->found) keep_read(sr, id, &before, (struct bytes){ doc->data + from, doc->len - from }, res->expires_at_ms);
-    else if (before.known) forget_copy(sr, id);
+    if (res->found)
+        keep_read(sr, id, &before, (struct bytes){ doc->data + from, doc->len - from }, res->expires_at_ms);
+    else if (before.known)
+        forget_copy(sr, id);
     return true;
 }
 
@@ -313,8 +314,8 @@ static bool send_create(struct store_redis *sr, const char *id, struct bytes doc
     struct session_key k;
     struct gone_key g;
     struct number life;
-    struct bytes set[] = { BYTES_LITERAL("SET"), session_key(&k, id), doc, BYTES_LITERAL("PX"), number(&life, life_ms),
-                           BYTES_LITERAL("NX") };
+    struct bytes set[] = { BYTES_LITERAL("SET"), session_key(&k, id),    doc,
+                           BYTES_LITERAL("PX"),  number(&life, life_ms), BYTES_LITERAL("NX") };
     struct bytes argv[] = { set[1], gone_key(&g, id), doc, set[4] };
     redisReply *reply =
         minted ? redis_call(sr->redis, set[1], 6, set, deadline_ms, repeated, e)
@@ -335,7 +336,8 @@ static bool redis_store_create(void *self, const char *id, struct bytes doc, con
     int64_t life_ms = capped ? terms->most_ms : terms->ttl_ms, expires_at_ms = clock_wall_ms() + life_ms;
     struct before before = look_before(sr, id);
     *res = (struct store_result){ 0 };
-    if (terms->user[0] != '\0' && !user_index_put(sr->redis, terms->user, id, expires_at_ms, deadline_ms, e)) return false;
+    if (terms->user[0] != '\0' && !user_index_put(sr->redis, terms->user, id, expires_at_ms, deadline_ms, e))
+        return false;
     fault_point("create-indexed");
     if (!send_create(sr, id, doc, life_ms, terms->minted, deadline_ms, &repeated, res, e)) return false;
     fault_point("create-stored");
@@ -365,10 +367,11 @@ static redisReply *send_delete(struct store_redis *sr, const char *id, const str
     struct session_key k;
     struct gone_key g;
     struct number gone_ms;
-    struct bytes argv[] = { session_key(&k, id), gone_key(&g, id), base ? BYTES_LITERAL("1") : BYTES_LITERAL("0"), base ? buf_bytes(base) : BYTES_LITERAL(""),
-                            number(&gone_ms, STORE_GONE_MS) };
+    struct bytes argv[] = { session_key(&k, id), gone_key(&g, id), base ? BYTES_LITERAL("1") : BYTES_LITERAL("0"),
+                            base ? buf_bytes(base) : BYTES_LITERAL(""), number(&gone_ms, STORE_GONE_MS) };
     redisReply *reply = redis_eval_keys(sr->redis, &sr->scripts[SCRIPT_DELETE], 2, 5, argv, deadline_ms, repeated, e);
-    /* Done or not there. Unanswered, it may be done yet; but then the copy is all that the outage's tombstone can stand on. */
+    /* Done or not there. Unanswered, it may be done yet; but then the copy is all that the outage's tombstone can stand
+     * on. */
     if (reply != NULL) forget_copy(sr, id);
     return reply;
 }
@@ -398,8 +401,8 @@ static bool redis_store_expire(void *self, const char *id, int64_t life_ms, bool
     struct before before = look_before(sr, id);
     *res = (struct store_result){ 0 };
     struct bytes argv[] = { number(&life, life_ms), only_longer ? BYTES_LITERAL("1") : BYTES_LITERAL("0") };
-    redisReply *reply = redis_eval(sr->redis, &sr->scripts[SCRIPT_EXPIRE], session_key(&k, id), 2, argv, deadline_ms,
-                                   &repeated, e);
+    redisReply *reply =
+        redis_eval(sr->redis, &sr->scripts[SCRIPT_EXPIRE], session_key(&k, id), 2, argv, deadline_ms, &repeated, e);
     if (reply == NULL) return false;
     res->found = reply->type == REDIS_REPLY_ARRAY && reply->elements == 3;
     if (res->found) {
@@ -436,8 +439,8 @@ static enum outcome compare_and_set(struct store_redis *sr, const char *id, stru
     struct number ttl, most;
     struct bytes argv[] = { buf_bytes(base), buf_bytes(edited), number(&ttl, ttl_ms), number(&most, most_ms) };
     bool repeated = false;
-    redisReply *reply = redis_eval(sr->redis, &sr->scripts[SCRIPT_WRITE], session_key(&k, id), 4, argv, deadline_ms,
-                                   &repeated, e);
+    redisReply *reply =
+        redis_eval(sr->redis, &sr->scripts[SCRIPT_WRITE], session_key(&k, id), 4, argv, deadline_ms, &repeated, e);
     if (reply == NULL) return OUTCOME_FAILED;
     enum outcome outcome = OUTCOME_FAILED;
     if (reply->type == REDIS_REPLY_INTEGER) {
@@ -465,10 +468,14 @@ static enum outcome compare_and_delete(struct store_redis *sr, const char *id, s
     redisReply *reply = send_delete(sr, id, base, deadline_ms, &repeated, e);
     if (reply == NULL) return OUTCOME_FAILED;
     enum outcome outcome = OUTCOME_FAILED;
-    if (reply->type == REDIS_REPLY_STRING) outcome = OUTCOME_WRITTEN;
-    else if (reply->type == REDIS_REPLY_NIL) outcome = repeated ? OUTCOME_WRITTEN : OUTCOME_GONE;
-    else if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 1) outcome = other_value(base, reply->element[0]);
-    else unexpected(reply, e);
+    if (reply->type == REDIS_REPLY_STRING)
+        outcome = OUTCOME_WRITTEN;
+    else if (reply->type == REDIS_REPLY_NIL)
+        outcome = repeated ? OUTCOME_WRITTEN : OUTCOME_GONE;
+    else if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 1)
+        outcome = other_value(base, reply->element[0]);
+    else
+        unexpected(reply, e);
     freeReplyObject(reply);
     return outcome;
 }
@@ -571,8 +578,10 @@ static void write_batch(struct store_redis *sr, struct edited *ed, struct update
     fault_point("update-stored");
     const bool wrote = ok && found && verdict.what == STORE_WRITE;
     const int64_t expires_at_ms = wrote ? end_of(life_ms) : 0;
-    if (wrote) keep_written(sr, ed->id, before.epoch, buf_bytes(&edited), expires_at_ms);
-    else if (ok && !found) forget_copy(sr, ed->id);
+    if (wrote)
+        keep_written(sr, ed->id, before.epoch, buf_bytes(&edited), expires_at_ms);
+    else if (ok && !found)
+        forget_copy(sr, ed->id);
     for (struct update *u = batch; u != NULL; u = u->next) {
         u->ok = ok;
         u->error = e;
@@ -615,7 +624,8 @@ static bool wait_behind(struct edited *ed, struct update *u)
                     "redis: the request's time is over behind another write of the session");
             return true;
         }
-    /* Its edit is on its way in the leader's write: the outcome is near, and the request's stack must stay till then. */
+    /* Its edit is on its way in the leader's write: the outcome is near, and the request's stack must stay till then.
+     */
     while (!u->done) task_park(CLOCK_NEVER);
     return true;
 }
@@ -689,9 +699,17 @@ static bool redis_store_rotate(void *self, const char *id, store_edit_fn *edit, 
                                struct buf *doc, struct store_result *res, struct err *e)
 {
     struct store_redis *sr = self;
-    struct redis_rotation ro = { .redis = sr->redis, .script = &sr->scripts[SCRIPT_ROTATE], .ops = &store_redis_ops,
-                                 .store = sr, .id = id, .edit = edit, .ctx = ctx, .terms = terms,
-                                 .rotation = rotation, .deadline_ms = deadline_ms, .doc = doc };
+    struct redis_rotation ro = { .redis = sr->redis,
+                                 .script = &sr->scripts[SCRIPT_ROTATE],
+                                 .ops = &store_redis_ops,
+                                 .store = sr,
+                                 .id = id,
+                                 .edit = edit,
+                                 .ctx = ctx,
+                                 .terms = terms,
+                                 .rotation = rotation,
+                                 .deadline_ms = deadline_ms,
+                                 .doc = doc };
     bool ok = redis_rotation_run(&ro, res, e);
     forget_copy(sr, id); /* also where Redis has not answered: the old id may have ended */
     return ok;
@@ -738,8 +756,10 @@ static void redis_store_tell(void *self, const struct store_event *event)
     t->event.user = strcpy(t->user, event->user);
     t->event.was_user = strcpy(t->was_user, event->was_user);
     t->sr->tellings++;
-    if (task_current() != NULL) task_start(run_telling, t);
-    else run_telling(t);
+    if (task_current() != NULL)
+        task_start(run_telling, t);
+    else
+        run_telling(t);
 }
 
 static bool redis_store_list(void *self, const char *user, int64_t deadline_ms, store_each_fn *each, void *ctx,
@@ -891,9 +911,10 @@ static void warn_of_eviction(struct store_redis *sr, const struct redis_address 
     redisReply *reply = redis_call_at(sr->redis, server, 2, info, deadline_ms, &e);
     const char *at = reply != NULL && reply->type == REDIS_REPLY_STRING ? strstr(reply->str, policy) : NULL;
     if (at != NULL && strncmp(at + strlen(policy), wanted, strlen(wanted)) != 0)
-        log_warn("redis throws sessions away when its memory is short: server=\"%s%s%.0d\" maxmemory_policy=%.*s wanted=%s",
-                 server->host, server->port > 0 ? ":" : "", server->port, (int)strcspn(at + strlen(policy), "\r\n"),
-                 at + strlen(policy), wanted);
+        log_warn(
+            "redis throws sessions away when its memory is short: server=\"%s%s%.0d\" maxmemory_policy=%.*s wanted=%s",
+            server->host, server->port > 0 ? ":" : "", server->port, (int)strcspn(at + strlen(policy), "\r\n"),
+            at + strlen(policy), wanted);
     if (reply != NULL) freeReplyObject(reply);
 }
 
@@ -904,7 +925,8 @@ bool store_redis_ready(struct store_redis *sr, int64_t deadline_ms, struct err *
     size_t n = redis_primaries(sr->redis, &servers, deadline_ms, e);
     bool ok = n > 0;
     for (size_t i = 0; ok && i < n; i++) {
-        redisReply *reply = redis_call_at(sr->redis, &servers[i], 1, (struct bytes[]){ BYTES_LITERAL("PING") }, deadline_ms, e);
+        redisReply *reply =
+            redis_call_at(sr->redis, &servers[i], 1, (struct bytes[]){ BYTES_LITERAL("PING") }, deadline_ms, e);
         ok = reply != NULL;
         if (ok) freeReplyObject(reply);
         if (ok && look_at_policy) warn_of_eviction(sr, &servers[i], deadline_ms);

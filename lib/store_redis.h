@@ -17,8 +17,8 @@ struct store_redis_options {
     int64_t most_events; /* about so many entries stay in the stream of events; 0: none are written */
 
     /* What is read and written is kept in `copies` (NULL: nowhere; must outlive the store), and a copy that is there is
-     * what an update is based on: if Redis holds something else, it says so. While `coherence` (NULL: never) says that a
-     * copy is what Redis holds, a read is answered from it. */
+     * what an update is based on: if Redis holds something else, it says so. While `coherence` (NULL: never) says that
+     * a copy is what Redis holds, a read is answered from it. */
     struct session_cache *copies;
     const struct coordination *coherence;
 };
@@ -26,7 +26,8 @@ struct store_redis_options {
 /* Open it after fork. */
 struct store_redis *store_redis_open(const struct store_redis_options *o);
 
-/* What the store asks, for whoever else in this process asks the same Redis. The store's flush sends for all of them. */
+/* What the store asks, for whoever else in this process asks the same Redis. The store's flush sends for all of them.
+ */
 struct redis *store_redis_connection(struct store_redis *sr);
 
 /* Has all ended that calls have begun beside themselves? Close it only then, or with the process. */

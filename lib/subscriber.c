@@ -16,13 +16,14 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define PING_EVERY_MS      1000
-#define SILENCE_MS         3000 /* after so long without a byte the connection is dead, whatever the kernel thinks */
-#define FIRST_PAUSE_MS     20
-#define LONGEST_PAUSE_MS   1000
-#define LOOKUP_STEP_MS     5
-#define READ_BYTES         (64 * 1024)
-#define MOST_STRING_BYTES  (256 * 1024)  /* who publishes more than that must not make us grow: it is heard as nothing */
+#define PING_EVERY_MS     1000
+#define SILENCE_MS        3000 /* after so long without a byte the connection is dead, whatever the kernel thinks */
+#define FIRST_PAUSE_MS    20
+#define LONGEST_PAUSE_MS  1000
+#define LOOKUP_STEP_MS    5
+#define READ_BYTES        (64 * 1024)
+#define MOST_STRING_BYTES (256 * 1024)   /* who publishes more than that must not make us grow: it is heard as nothing \
+                                          */
 #define MOST_MESSAGE_BYTES (1024 * 1024) /* so much are all keys that one message may name; more end the connection */
 
 struct subscriber {
@@ -151,7 +152,8 @@ static bool read_some(struct subscriber *s, struct err *e)
     buf_reset(&passed);
     resp_sieve(&s->sieve, (struct bytes){ chunk, (size_t)n }, &passed);
     s->unread_bytes += passed.len;
-    if (passed.len > 0 && redisReaderFeed(s->reader, passed.data, passed.len) != REDIS_OK) return err_set_away(e, "%s", s->reader->errstr);
+    if (passed.len > 0 && redisReaderFeed(s->reader, passed.data, passed.len) != REDIS_OK)
+        return err_set_away(e, "%s", s->reader->errstr);
     return true;
 }
 

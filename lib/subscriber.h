@@ -19,8 +19,8 @@ struct subscriber_events {
 };
 
 struct subscriber_options {
-    struct redis *redis;         /* knows where to connect */
-    const struct redis_url *url; /* and this, as whom */
+    struct redis *redis;                /* knows where to connect */
+    const struct redis_url *url;        /* and this, as whom */
     const struct redis_address *server; /* NULL: any that messages reach */
     const char *client_name;
     const char *purpose;   /* what it hears, for the log */

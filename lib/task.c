@@ -48,11 +48,11 @@ struct task {
     void (*run)(void *arg);
     void *arg;
     enum task_state state;
-    bool woken;          /* a wake that came while it ran; the next park returns at once */
+    bool woken; /* a wake that came while it ran; the next park returns at once */
     bool timed_out;
-    int64_t deadline_ms; /* while parked */
+    int64_t deadline_ms;      /* while parked */
     struct task *next, *prev; /* in the ready queue, the parked ring or the idle list */
-    void *fake_stack;    /* ASan's, while switched away */
+    void *fake_stack;         /* ASan's, while switched away */
     char *stack;
 };
 
@@ -133,7 +133,8 @@ static struct task *task_new(void)
 {
     struct task *t = mem_alloc(sizeof *t);
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    char *map = mmap(NULL, STACK_BYTES + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, -1, 0);
+    char *map = mmap(NULL, STACK_BYTES + page, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, -1, 0);
     t->stack = (char *)mem_or_die(map == MAP_FAILED ? NULL : map) + page;
     mprotect(map, page, PROT_NONE);
     (void)VALGRIND_STACK_REGISTER(t->stack, t->stack + STACK_BYTES);
@@ -235,8 +236,10 @@ static void unpark(struct task *t)
 
 void task_wake(struct task *t)
 {
-    if (t->state == TASK_PARKED) unpark(t);
-    else if (t->state == TASK_RUNNING) t->woken = true;
+    if (t->state == TASK_PARKED)
+        unpark(t);
+    else if (t->state == TASK_RUNNING)
+        t->woken = true;
 }
 
 int64_t task_expire(int64_t now_ms)

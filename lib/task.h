@@ -28,7 +28,7 @@ void task_wake(struct task *t);
 /* Wakes every task whose deadline is past; returns when the next one is due (monotonic; CLOCK_NEVER if none is). */
 int64_t task_expire(int64_t now_ms);
 
-size_t task_count(void);          /* started and not done */
+size_t task_count(void); /* started and not done */
 bool task_any_ready(void);
 void task_free_stacks(size_t keep); /* gives the memory of idle stacks back, all but `keep` */
 

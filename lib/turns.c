@@ -46,7 +46,7 @@ struct turns {
     struct queue *queue;
     struct place *own;
     uint32_t own_pause; /* what we wrote into paused_until */
-    uint32_t ticket; /* while own->claim holds it */
+    uint32_t ticket;    /* while own->claim holds it */
     int fd;
 };
 

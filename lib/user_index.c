@@ -156,7 +156,8 @@ static bool heal_session(struct redis *r, struct bytes key, struct store_heal *h
     if (!read_session(r, id, doc, &expires_at_ms, &found, deadline_ms, e)) return false;
     if (!found) return true;
     heal->sessions++;
-    if (expires_at_ms == 0 && heal->life_ms > 0 && !give_life(r, key, heal, &expires_at_ms, deadline_ms, e)) return false;
+    if (expires_at_ms == 0 && heal->life_ms > 0 && !give_life(r, key, heal, &expires_at_ms, deadline_ms, e))
+        return false;
     owner_of(doc, user);
     if (heal->each != NULL) heal->each(heal->ctx, id, user, expires_at_ms);
     if (user[0] == '\0') return true;

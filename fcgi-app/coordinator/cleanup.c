@@ -97,8 +97,8 @@ static bool clean_table(struct job *job, const struct table *t, struct err *e)
 
 /* --- in Redis --- */
 
-/* Every session once, and every entry of the users' indexes, a page at a time. `rb`, unless NULL, sees the sessions. They
- * are counted when the first pass has ended. */
+/* Every session once, and every entry of the users' indexes, a page at a time. `rb`, unless NULL, sees the sessions.
+ * They are counted when the first pass has ended. */
 static bool clean_redis(struct duty *d, int64_t deadline_ms, struct registry_rebuild *rb, struct store_heal *heal,
                         struct err *e)
 {

@@ -150,9 +150,9 @@ static const redisReply *value_of(const redisReply *list, const char *name)
     return NULL;
 }
 
-/* A cluster may grow, and the slots of our sessions go elsewhere: before a server can send anybody to another one, by ASK
- * or by MOVED, it knows that one. So all that it knows are tracked, slots or not. One that has lost the others, and so
- * does not hear that it was replaced, says that the cluster is not whole. */
+/* A cluster may grow, and the slots of our sessions go elsewhere: before a server can send anybody to another one, by
+ * ASK or by MOVED, it knows that one. So all that it knows are tracked, slots or not. One that has lost the others, and
+ * so does not hear that it was replaced, says that the cluster is not whole. */
 static bool look_around(struct tracker *t, struct err *e)
 {
     redisReply *info = ask(t, 2, (struct bytes[]){ BYTES_LITERAL("CLUSTER"), BYTES_LITERAL("INFO") }, e);
@@ -291,8 +291,8 @@ static void follow(struct coherence *ch, const struct redis_address *server, con
     t->current = true;
 }
 
-/* One tracker for each primary, and for nobody else. While nobody knows who they are, those that there are stay. Nothing
- * parks from where we know who they are until the stamp. */
+/* One tracker for each primary, and for nobody else. While nobody knows who they are, those that there are stay.
+ * Nothing parks from where we know who they are until the stamp. */
 static void follow_primaries(struct coherence *ch)
 {
     struct redis_address *list = NULL;

@@ -22,13 +22,13 @@ struct coordinator {
     struct redis *redis;     /* NULL: REDIS_URL is empty, or POD_COORDINATION_ENABLED is false */
     struct redis_url url;
     struct redis_script scripts[SCRIPTS];
-    struct messenger messenger; /* POD/coordinator */
-    struct pg *pg;              /* NULL: DATABASE_URL is empty */
-    bool schema_applied;        /* the database has all tables (fence.h) */
-    int64_t fenced_term;        /* with which the transaction of the leader on `pg` has passed (fence.h) */
+    struct messenger messenger;  /* POD/coordinator */
+    struct pg *pg;               /* NULL: DATABASE_URL is empty */
+    bool schema_applied;         /* the database has all tables (fence.h) */
+    int64_t fenced_term;         /* with which the transaction of the leader on `pg` has passed (fence.h) */
     struct store_redis *warming; /* while sessions are loaded into the cache (warmup.h); else NULL */
-    int warmups;                  /* of these, under way or waiting */
-    bool cleanup_asked;           /* of who keeps Redis clean without a database: now, not in an hour */
+    int warmups;                 /* of these, under way or waiting */
+    bool cleanup_asked;          /* of who keeps Redis clean without a database: now, not in an hour */
     struct shared *shared;
     struct slot *slot;                 /* in which we count */
     struct coordination *coordination; /* what other processes of the node see of all this */

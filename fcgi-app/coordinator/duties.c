@@ -61,7 +61,8 @@ static void write_acts(struct duty *d)
     const char *path = getenv("HYPERPAGE_ACTS");
     int fd = path != NULL ? open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600) : -1;
     for (int64_t at_us; fd >= 0 && (at_us = clock_mono_us(), duty_goes_on(d));) {
-        dprintf(fd, "%" PRId64 " %s %d %" PRId64 "\n", at_us, d->co->pod, (int)getpid(), leadership_term(d->co->leadership));
+        dprintf(fd, "%" PRId64 " %s %d %" PRId64 "\n", at_us, d->co->pod, (int)getpid(),
+                leadership_term(d->co->leadership));
         duty_wait(d, clock_mono_ms() + ACT_EVERY_MS);
     }
     if (fd >= 0) close(fd);

@@ -82,7 +82,9 @@ bool fence_begin(struct coordinator *co, int64_t most_ms, struct err *e)
     int64_t by_ms = clock_mono_ms() + most_ms, lease_ms = leadership_acts_until_ms(co->leadership);
     int64_t term = leadership_term(co->leadership);
     bool ok = pg_begin(co->pg, lease_ms < by_ms ? lease_ms : by_ms, e) && pass(co, term, e);
-    if (ok) co->fenced_term = term;
-    else pg_rollback(co->pg);
+    if (ok)
+        co->fenced_term = term;
+    else
+        pg_rollback(co->pg);
     return ok;
 }

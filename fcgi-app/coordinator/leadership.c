@@ -127,8 +127,8 @@ static void note(struct leadership *l, bool is_leader, const char *leader, int64
         metrics_add(METRIC_coordination_elections_won_total, 1);
     } else if (!is_leader && l->is_leader) {
         log_write(l->gives_back ? LOG_INFO : LOG_WARN,
-                  "this node does not lead any more, its duties stop: pod=%s term=%" PRId64 " cause=\"%s\"", l->co->pod, l->leader_term,
-                  why_it_ends(l, leader));
+                  "this node does not lead any more, its duties stop: pod=%s term=%" PRId64 " cause=\"%s\"", l->co->pod,
+                  l->leader_term, why_it_ends(l, leader));
         if (!l->gives_back) metrics_add(METRIC_coordination_leaderships_lost_total, 1);
     } else if (other && leader[0] != '\0' && strcmp(leader, l->co->pod) != 0) {
         log_info("another node leads: leader=\"%s\" term=%" PRId64, leader, term);

@@ -23,13 +23,16 @@ static void balance_jobs(struct coordinator *co, struct bytes data)
     jobs_ask(co, "bg_job_balance");
 }
 
-/* Every node loads what is named; where nothing is, the leader's job finds those that were active last, and names them. */
+/* Every node loads what is named; where nothing is, the leader's job finds those that were active last, and names them.
+ */
 static void warm_up(struct coordinator *co, struct bytes data)
 {
     struct span_member ids;
     bool named = data.len > 0 && span_type(data) == SPAN_OBJECT && span_find(data, "sessionIds", &ids);
-    if (named) warmup_load(co, data);
-    else jobs_ask(co, "cache_warmup");
+    if (named)
+        warmup_load(co, data);
+    else
+        jobs_ask(co, "cache_warmup");
 }
 
 static const struct {

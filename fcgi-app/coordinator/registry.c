@@ -175,7 +175,7 @@ struct follower {
     bool sure;      /* the group is there, and whether events were lost has been looked at */
     bool leftovers; /* what was handed out and not acknowledged comes first */
     int64_t leftovers_at_ms;
-    int most; /* events in one transaction: one by one where a batch was refused */
+    int most;                               /* events in one transaction: one by one where a batch was refused */
     char place[SESSION_EVENTS_PLACE_BYTES]; /* all up to this entry were handed out; "": none yet */
     int64_t gap_quiet_until_ms;
     struct buf doc;
@@ -201,8 +201,8 @@ static bool read_id(struct bytes text, uint64_t id[2])
 }
 
 /* Was an entry behind f->place perhaps trimmed before the group could read it? Sure it was not while the stream still
- * begins at or before what was read last. If it was, the next one to be read is f->place: what is trimmed from now on is
- * another gap. */
+ * begins at or before what was read last. If it was, the next one to be read is f->place: what is trimmed from now on
+ * is another gap. */
 static bool look_for_gap(struct follower *f, bool *gap, struct err *e)
 {
     uint64_t last[2], first[2];
@@ -212,7 +212,8 @@ static bool look_for_gap(struct follower *f, bool *gap, struct err *e)
     if (reply == NULL) return false;
     const redisReply *entry = reply->type == REDIS_REPLY_ARRAY && reply->elements == 1 ? reply->element[0] : NULL;
     *gap = false;
-    if (entry != NULL && entry->type == REDIS_REPLY_ARRAY && entry->elements == 2 && read_id(bytes_of(f->place), last) &&
+    if (entry != NULL && entry->type == REDIS_REPLY_ARRAY && entry->elements == 2 &&
+        read_id(bytes_of(f->place), last) &&
         read_id((struct bytes){ entry->element[0]->str, (size_t)entry->element[0]->len }, first))
         *gap = first[0] > last[0] || (first[0] == last[0] && first[1] > last[1]);
     if (*gap) snprintf(f->place, sizeof f->place, "%s", entry->element[0]->str);
@@ -336,8 +337,8 @@ static bool was_seen(struct follower *f, const char *id)
     return false;
 }
 
-/* What one event says to look at. Without a user there is nothing to look at: there is no row. But what is left over may
- * be older than what was read since. */
+/* What one event says to look at. Without a user there is nothing to look at: there is no row. But what is left over
+ * may be older than what was read since. */
 static bool take_event(struct follower *f, const redisReply *entry, struct changes *c, struct err *e)
 {
     char id[IDS_TEXT_BYTES];

@@ -78,7 +78,8 @@ static void show_jobs(struct coordinator *co, const struct pg_rows *rows)
     memset(s.jobs, 0, sizeof s.jobs);
     for (size_t i = 0; i < pg_count(rows); i++)
         for (int status = 0; status < COORDINATION_JOB_STATUSES; status++)
-            if (strcmp(pg_text(rows, i, 0), coordination_job_statuses[status]) == 0) s.jobs[status] = pg_number(rows, i, 1);
+            if (strcmp(pg_text(rows, i, 0), coordination_job_statuses[status]) == 0)
+                s.jobs[status] = pg_number(rows, i, 1);
     coordination_write_survey(co->coordination, &s);
 }
 

@@ -100,7 +100,7 @@ ctl_command cache_stats, cache_flush, store_look;                               
 ctl_command store_export, store_import;                                                  /* ctl_move.c */
 ctl_command remote_status, remote_health, remote_pods, remote_leader, remote_send,       /* ctl_remote.c */
     remote_sessions, remote_session, remote_revoke;
-ctl_command migrate;                                                                  /* ctl_migrate.c */
+ctl_command migrate;                       /* ctl_migrate.c */
 ctl_command jobs_list;                     /* ctl_jobs.c */
 ctl_command config_show_all, config_check; /* ctl_config.c */
 

@@ -8,7 +8,10 @@ bool api_init(struct api *api, const struct config *cfg, struct store *store, st
               struct err *e)
 {
     struct bytes item;
-    *api = (struct api){ .config = cfg, .store = store, .shared = sh, .slot = slot,
+    *api = (struct api){ .config = cfg,
+                         .store = store,
+                         .shared = sh,
+                         .slot = slot,
                          .listen_fd = -1,
                          .life = { .ttl_ms = cfg->session_default_ttl_seconds * 1000,
                                    .absolute_ms = cfg->session_absolute_ttl_seconds * 1000 } };
@@ -67,6 +70,8 @@ void api_store_failed(struct exchange *x, const struct err *e)
         response_header(&x->rs, "Retry-After", "1");
         response_error(&x->rs, 503, "SESSION_STORE_UNAVAILABLE", "The session store cannot answer now");
         return;
-    default: response_error(&x->rs, 500, "INTERNAL_ERROR", "An internal error occurred"); return;
+    default:
+        response_error(&x->rs, 500, "INTERNAL_ERROR", "An internal error occurred");
+        return;
     }
 }

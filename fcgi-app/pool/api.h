@@ -21,16 +21,16 @@ struct api {
     const struct config *config;
     struct store *store;
     struct shared *shared;
-    struct slot *slot;                                /* this worker's */
-    struct breaker *breaker;                          /* NULL: there is no Redis */
-    int listen_fd;                                    /* the pool's; -1 in a worker that leaves */
+    struct slot *slot;       /* this worker's */
+    struct breaker *breaker; /* NULL: there is no Redis */
+    int listen_fd;           /* the pool's; -1 in a worker that leaves */
     struct life_rules life;
-    struct coordination *coordination;                /* what the coordinator knows */
-    struct redis *redis;                              /* for messages to other nodes; NULL: there are none */
+    struct coordination *coordination; /* what the coordinator knows */
+    struct redis *redis;               /* for messages to other nodes; NULL: there are none */
     struct messenger messenger;
-    struct limiter *creations;                        /* by client address; NULL: no limit */
-    char *protected_names;                            /* the memory behind `protected` */
-    const char *protected[API_MOST_PROTECTED + 1];    /* members that need SERVICE_TOKEN, then NULL */
+    struct limiter *creations;                     /* by client address; NULL: no limit */
+    char *protected_names;                         /* the memory behind `protected` */
+    const char *protected[API_MOST_PROTECTED + 1]; /* members that need SERVICE_TOKEN, then NULL */
 };
 
 bool api_init(struct api *api, const struct config *cfg, struct store *store, struct shared *sh, struct slot *slot,
@@ -42,18 +42,18 @@ struct exchange {
     struct request rq;
     struct response rs;
     char request_id[IDS_TEXT_BYTES];
-    struct bytes path_tail;     /* what stands for * in the route's path */
-    bool has_cookie;            /* a session's cookie came with it, and counts */
-    bool cookie_only;           /* and nothing else names a session */
-    const char *phase;          /* what it waits for, for the slow log */
+    struct bytes path_tail;          /* what stands for * in the route's path */
+    bool has_cookie;                 /* a session's cookie came with it, and counts */
+    bool cookie_only;                /* and nothing else names a session */
+    const char *phase;               /* what it waits for, for the slow log */
     int64_t started_ms, deadline_ms; /* monotonic */
-    int route;                  /* index into the routes, -1 while it has none */
-    enum endpoint endpoint;     /* known also where the route is not: 405 */
+    int route;                       /* index into the routes, -1 while it has none */
+    enum endpoint endpoint;          /* known also where the route is not: 405 */
     bool timed_out;
-    bool planned;               /* a 5xx that is no failure: nobody is told */
-    struct err error;           /* what went wrong behind a 5xx, for the log */
-    struct buf body;            /* the request's, behind rq.body */
-    struct buf doc;             /* the handler's scratch: a document */
+    bool planned;                 /* a 5xx that is no failure: nobody is told */
+    struct err error;             /* what went wrong behind a 5xx, for the log */
+    struct buf body;              /* the request's, behind rq.body */
+    struct buf doc;               /* the handler's scratch: a document */
     struct exchange *next, *prev; /* being answered, oldest first; or spare */
 };
 
@@ -69,7 +69,8 @@ bool api_has_token(const struct exchange *x, const char *accepted);
 
 enum id_given { ID_NONE, ID_GOOD, ID_WRONG };
 enum id_given api_find_id(struct exchange *x, char id[IDS_TEXT_BYTES]); /* in path, query, header, cookie */
-enum id_given api_find_body_id(struct exchange *x, struct bytes body, char id[IDS_TEXT_BYTES]); /* body, header, cookie */
+enum id_given api_find_body_id(struct exchange *x, struct bytes body,
+                               char id[IDS_TEXT_BYTES]);     /* body, header, cookie */
 bool api_refuse_id(struct exchange *x, enum id_given given); /* 400; always true, as all that refuse */
 bool api_refuse_missing(struct exchange *x);                 /* 401 */
 
@@ -84,8 +85,8 @@ struct change {
     const char *id;
     struct session_edit edit; /* of a delete only now_ms counts */
     bool delete;
-    bool announce;            /* also where nothing says it must */
-    const char *prefix;       /* where the document stands in the body */
+    bool announce;      /* also where nothing says it must */
+    const char *prefix; /* where the document stands in the body */
     struct store_terms terms;
     enum { CHANGE_MADE, CHANGE_MISSING, CHANGE_REFUSED, CHANGE_PRECONDITION, CHANGE_TOO_LARGE, CHANGE_CORRUPT } outcome;
     struct json_fault fault;
@@ -96,7 +97,7 @@ struct session_edit api_edit(const struct exchange *x, enum session_edit_kind ki
 store_edit_fn api_apply_change;
 bool api_if_match(const struct exchange *x, const struct session_facts *is); /* true also without an If-Match */
 bool api_refuse_precondition(struct exchange *x, const char *etag, const char *version); /* 412 */
-bool api_refuse_change(struct exchange *x, const struct change *c); /* false: it was made */
+bool api_refuse_change(struct exchange *x, const struct change *c);                      /* false: it was made */
 
 /* Answers for a document that is not what we accept. `prefix` is where it stands in the body. */
 bool api_refuse_document(struct exchange *x, const char *prefix, const struct json_fault *fault);

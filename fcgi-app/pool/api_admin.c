@@ -49,8 +49,10 @@ static void add_session(void *ctx, const struct user_session *s)
     char when[CLOCK_ISO_BYTES];
     clock_iso(s->expires_at_ms, when);
     buf_printf(l->body, "%s{\"hash\":\"%s\",\"expiresAt\":", l->count++ > 0 ? "," : "", s->hash);
-    if (s->expires_at_ms != 0) buf_json_string(l->body, bytes_of(when));
-    else buf_puts(l->body, "null");
+    if (s->expires_at_ms != 0)
+        buf_json_string(l->body, bytes_of(when));
+    else
+        buf_puts(l->body, "null");
     add_member(l->body, "created", s->facts->created);
     add_member(l->body, "lastActivity", s->facts->last_activity);
     add_member(l->body, "ipAddress", s->facts->ip_address);
@@ -84,5 +86,6 @@ void admin_revoke(struct exchange *x)
     x->phase = store_name(x->api->store);
     if (user_sessions_revoke(x->api->store, user, x->deadline_ms, &revoked, &e))
         buf_printf(&x->rs.body, "{\"success\":true,\"revoked\":%lld}", (long long)revoked);
-    else api_store_failed(x, &e);
+    else
+        api_store_failed(x, &e);
 }

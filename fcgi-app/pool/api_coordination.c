@@ -34,15 +34,19 @@ static void add_time(struct buf *body, const char *name, int64_t wall_ms)
 {
     char when[CLOCK_ISO_BYTES];
     clock_iso(wall_ms, when);
-    if (wall_ms == 0) buf_printf(body, "\"%s\":null", name);
-    else buf_printf(body, "\"%s\":\"%s\"", name, when);
+    if (wall_ms == 0)
+        buf_printf(body, "\"%s\":null", name);
+    else
+        buf_printf(body, "\"%s\":\"%s\"", name, when);
 }
 
 static void add_name(struct buf *body, const char *name, const char *text)
 {
     buf_printf(body, "\"%s\":", name);
-    if (text[0] == '\0') buf_puts(body, "null");
-    else buf_json_string(body, bytes_of(text));
+    if (text[0] == '\0')
+        buf_puts(body, "null");
+    else
+        buf_json_string(body, bytes_of(text));
 }
 
 static void add_leader(struct buf *body, const struct coordination *c)
@@ -81,8 +85,8 @@ static void add_messages(struct buf *body, const struct coordination *c)
     coordination_read_messages(c, &seen);
     buf_puts(body, ",\"messages\":{");
     for (int t = 0; t <= MESSAGE_UNKNOWN; t++) {
-        buf_printf(body, "%s\"%s\":{\"received\":%lld,", t > 0 ? "," : "", t < MESSAGE_TYPES ? message_types[t] : "unknown",
-                   (long long)seen.type[t].count);
+        buf_printf(body, "%s\"%s\":{\"received\":%lld,", t > 0 ? "," : "",
+                   t < MESSAGE_TYPES ? message_types[t] : "unknown", (long long)seen.type[t].count);
         add_time(body, "last", seen.type[t].last_ms);
         buf_puts(body, ",");
         add_name(body, "sourcePod", seen.type[t].source);
@@ -110,8 +114,10 @@ void coordination_show(struct exchange *x)
 
 static void add_number(struct buf *body, const char *name, int64_t value) /* -1: not known */
 {
-    if (value < 0) buf_printf(body, "\"%s\":null,", name);
-    else buf_printf(body, "\"%s\":%lld,", name, (long long)value);
+    if (value < 0)
+        buf_printf(body, "\"%s\":null,", name);
+    else
+        buf_printf(body, "\"%s\":%lld,", name, (long long)value);
 }
 
 static void add_limit(struct buf *body, const struct coordination_limit *l)
@@ -122,8 +128,10 @@ static void add_limit(struct buf *body, const struct coordination_limit *l)
     buf_puts(body, ",");
     add_number(body, "limit", l->limit);
     add_number(body, "remaining", l->remaining);
-    if (l->usage_permille < 0) buf_puts(body, "\"usagePercent\":null,");
-    else buf_printf(body, "\"usagePercent\":%.1f,", (double)l->usage_permille / 10.0);
+    if (l->usage_permille < 0)
+        buf_puts(body, "\"usagePercent\":null,");
+    else
+        buf_printf(body, "\"usagePercent\":%.1f,", (double)l->usage_permille / 10.0);
     buf_printf(body, "\"retryAfterSeconds\":%lld,", (long long)l->retry_after_s);
     add_time(body, "reset", l->reset_ms < 0 ? 0 : l->reset_ms);
     buf_puts(body, ",");
@@ -192,7 +200,8 @@ static void send_order(struct exchange *x, const struct order *o)
     int64_t receivers = 0;
     if (messenger_send(&x->api->messenger, o->channel, o->type, o->priority, o->payload, x->deadline_ms, id, &receivers,
                        &x->error)) {
-        buf_printf(&x->rs.body, "{\"success\":true,\"messageId\":\"msg-%s\",\"receivers\":%lld}", id, (long long)receivers);
+        buf_printf(&x->rs.body, "{\"success\":true,\"messageId\":\"msg-%s\",\"receivers\":%lld}", id,
+                   (long long)receivers);
     } else if (x->error.kind == ERR_INPUT) {
         response_error(&x->rs, 413, "MESSAGE_TOO_LARGE", "The message is too large");
     } else {

@@ -15,7 +15,8 @@ static bool refuse_seconds(struct exchange *x, int64_t most_s)
     char reason[100];
     snprintf(reason, sizeof reason, "must be a whole number from 1 to %lld", (long long)most_s);
     json_fault_set(&fault, JSON_WRONG_TYPE, "/seconds", reason);
-    return response_fault(&x->rs, 400, "INVALID_SESSION_REQUEST", "The life that was asked for is not possible", &fault);
+    return response_fault(&x->rs, 400, "INVALID_SESSION_REQUEST", "The life that was asked for is not possible",
+                          &fault);
 }
 
 /* The life that the body asks for; without one the default. False: it is answered. */

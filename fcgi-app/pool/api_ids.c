@@ -69,8 +69,10 @@ enum id_given api_find_body_id(struct exchange *x, struct bytes body, char id[ID
 
 bool api_refuse_id(struct exchange *x, enum id_given given)
 {
-    return response_error(&x->rs, 400, "INVALID_SESSION_ID", given == ID_NONE ? "sessionId is required" :
-                          "sessionId must be 1 to 128 letters, digits, dots, dashes or underscores, and the same wherever it stands");
+    return response_error(&x->rs, 400, "INVALID_SESSION_ID",
+                          given == ID_NONE ? "sessionId is required"
+                                           : "sessionId must be 1 to 128 letters, digits, dots, dashes or underscores, "
+                                             "and the same wherever it stands");
 }
 
 bool api_refuse_missing(struct exchange *x)

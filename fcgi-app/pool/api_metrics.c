@@ -100,13 +100,12 @@ static bool is_told(const struct api *api, enum dependency d, int64_t now_ms)
 static void tell_dependencies(struct exposition *ex, const struct exchange *x)
 {
     static const char *const labels[DEPENDENCY_COUNT] = { "dependency=\"redis\"", "dependency=\"embedded\"",
-                                                           "dependency=\"postgres\"" };
+                                                          "dependency=\"postgres\"" };
     int64_t now_ms = clock_mono_ms();
     exposition_family(ex, "hyperpage_dependency_up", "gauge",
                       "Does what the node uses answer? By the last look of its keeper, its coordinator.");
     for (enum dependency d = 0; d < DEPENDENCY_COUNT; d++)
-        if (is_told(x->api, d, now_ms))
-            exposition_whole(ex, labels[d], api_dependency(x->api, d, now_ms) == CHECK_UP);
+        if (is_told(x->api, d, now_ms)) exposition_whole(ex, labels[d], api_dependency(x->api, d, now_ms) == CHECK_UP);
     exposition_family(ex, "hyperpage_dependency_latency_seconds", "gauge", "How long that look took.");
     for (enum dependency d = 0; d < DEPENDENCY_COUNT; d++)
         if (is_told(x->api, d, now_ms))
@@ -124,10 +123,11 @@ static void tell_sessions(struct exposition *ex, const struct api *api)
 {
     int64_t active = api_sessions_active(api);
     if (active < 0) return;
-    exposition_gauge(ex, "hyperpage_sessions_active",
-                     "Live sessions: in the embedded store, or in Redis those of all nodes: as counted every hour, and as "
-                     "events have told since.",
-                     (double)active);
+    exposition_gauge(
+        ex, "hyperpage_sessions_active",
+        "Live sessions: in the embedded store, or in Redis those of all nodes: as counted every hour, and as "
+        "events have told since.",
+        (double)active);
 }
 
 static void tell_use_of_role(struct exposition *ex, const char *name, const char *help, const struct process_use *use,
@@ -155,8 +155,9 @@ static void tell_processes(struct exposition *ex, const struct exchange *x, cons
     }
     getrlimit(RLIMIT_NOFILE, &files);
     exposition_family(ex, "process_cpu_seconds_total", "counter", "Processor time used by all processes of the pool.");
-    exposition_seconds(ex, "", totals[METRIC_cpu_master] + totals[METRIC_cpu_worker] + totals[METRIC_cpu_keeper] +
-                              totals[METRIC_cpu_coordinator]);
+    exposition_seconds(ex, "",
+                       totals[METRIC_cpu_master] + totals[METRIC_cpu_worker] + totals[METRIC_cpu_keeper] +
+                           totals[METRIC_cpu_coordinator]);
     exposition_gauge(ex, "process_resident_memory_bytes", "Memory of all processes; what they share counts for each.",
                      (double)all.resident_bytes);
     exposition_gauge(ex, "process_virtual_memory_bytes", "Address space of all processes.", (double)all.virtual_bytes);

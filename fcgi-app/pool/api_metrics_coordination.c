@@ -33,9 +33,10 @@ static void tell_loop(struct exposition *ex, const struct coordination *c)
 {
     exposition_gauge(ex, "hyperpage_coordination_queue_messages", "Messages that have come and wait.",
                      (double)coordination_waiting(c));
-    exposition_gauge(ex, "hyperpage_coordinator_loop_lag_seconds",
-                     "How long the coordinator's loop, at worst, kept something waiting in the last ten to twenty seconds.",
-                     seconds(coordination_lag_ms(c)));
+    exposition_gauge(
+        ex, "hyperpage_coordinator_loop_lag_seconds",
+        "How long the coordinator's loop, at worst, kept something waiting in the last ten to twenty seconds.",
+        seconds(coordination_lag_ms(c)));
 }
 
 static void tell_jobs(struct exposition *ex, const struct coordination_survey *s)

@@ -47,7 +47,8 @@ static void answer(struct exchange *x, const char *new_id, bool repeated, struct
     int64_t now_ms = clock_wall_ms(), left_ms = life_left_ms(&x->api->life, &facts, now_ms);
     /* A repetition that had to end the work of a killed one did not know the document, which says when it must end. */
     if (repeated && left_ms != INT64_MAX && res->expires_at_ms > now_ms + left_ms) {
-        if (left_ms <= 0 || !store_expire(x->api->store, new_id, "", left_ms, false, x->deadline_ms, &set, &e) || !set.found) {
+        if (left_ms <= 0 || !store_expire(x->api->store, new_id, "", left_ms, false, x->deadline_ms, &set, &e) ||
+            !set.found) {
             api_refuse_missing(x);
             return;
         }
@@ -71,8 +72,12 @@ void sessions_rotate(struct exchange *x)
         return;
     }
     if (!read_key(x, rotation.key_hash) || !read_updates(x, &updates)) return;
-    struct change c = { .x = x, .id = id, .edit = api_edit(x, SESSION_MERGE, updates), .announce = true,
-                        .prefix = "/updates", .terms = { .ttl_ms = x->api->life.ttl_ms, .minted = true } };
+    struct change c = { .x = x,
+                        .id = id,
+                        .edit = api_edit(x, SESSION_MERGE, updates),
+                        .announce = true,
+                        .prefix = "/updates",
+                        .terms = { .ttl_ms = x->api->life.ttl_ms, .minted = true } };
     ids_new(rotation.new_id);
     x->phase = store_name(x->api->store);
     if (!store_rotate(x->api->store, id, api_apply_change, &c, &c.terms, &rotation, x->deadline_ms, &x->doc, &res, &e))

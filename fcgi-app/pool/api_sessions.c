@@ -103,8 +103,10 @@ static bool read_session(struct exchange *x, const char *id)
     if (left_ms <= 0) return false;
     if (rolling) roll(x, id, &facts, left_ms, now_ms, &res);
     api_session_headers(x, facts.etag, facts.version, res.expires_at_ms);
-    if (http_tag_listed(x->rq.if_none_match, facts.etag, true)) x->rs.status = 304;
-    else api_answer_document(x, id, NULL);
+    if (http_tag_listed(x->rq.if_none_match, facts.etag, true))
+        x->rs.status = 304;
+    else
+        api_answer_document(x, id, NULL);
     return true;
 }
 
@@ -116,7 +118,8 @@ static bool refuse_creation(struct exchange *x, const char *address)
     char seconds[24];
     int64_t wait_ms;
     if (x->api->creations == NULL || api_has_token(x, x->api->config->service_token) ||
-        limiter_take(x->api->creations, address, clock_mono_us(), &wait_ms)) return false;
+        limiter_take(x->api->creations, address, clock_mono_us(), &wait_ms))
+        return false;
     metrics_add(METRIC_creations_limited_total, 1);
     snprintf(seconds, sizeof seconds, "%lld", (long long)(wait_ms + 999) / 1000);
     response_header(&x->rs, "Retry-After", seconds);
@@ -179,16 +182,20 @@ static bool change_session(struct exchange *x, const char *id, struct change *c,
 {
     struct err e;
     /* A delete of whatever stands there need not read it first. */
-    bool blind = c->delete && x->rq.if_match[0] == '\0' && x->api->life.absolute_ms == 0;
+    bool blind = c->delete &&x->rq.if_match[0] == '\0' && x->api->life.absolute_ms == 0;
     c->id = id;
     c->terms.strict = x->rq.if_match[0] != '\0';
     x->phase = store_name(x->api->store);
     bool ok = blind ? store_delete(x->api->store, id, x->deadline_ms, res, &e)
                     : store_update(x->api->store, id, api_apply_change, c, &c->terms, x->deadline_ms, res, &e);
-    if (!ok) api_store_failed(x, &e);
-    else if (res->found) return !api_refuse_change(x, c);
-    else if (missing != NULL) *missing = true;
-    else api_refuse_missing(x);
+    if (!ok)
+        api_store_failed(x, &e);
+    else if (res->found)
+        return !api_refuse_change(x, c);
+    else if (missing != NULL)
+        *missing = true;
+    else
+        api_refuse_missing(x);
     return false;
 }
 
@@ -211,7 +218,8 @@ static void update_session(struct exchange *x, const char *id, enum session_edit
     struct store_result res;
     if (!change_session(x, id, &c, &res, missing)) return;
     api_session_headers(x, c.etag, c.version, res.expires_at_ms);
-    if (x->has_cookie && c.terms.announce) api_set_cookie(x, id, res.expires_at_ms); /* it would end before the session */
+    if (x->has_cookie && c.terms.announce)
+        api_set_cookie(x, id, res.expires_at_ms); /* it would end before the session */
     answer_done(x, id, message);
 }
 
@@ -257,21 +265,29 @@ void sessions_get(struct exchange *x)
     enum id_given given = api_find_id(x, id);
     struct buf check = BUF_INIT(64);
     bool named = given != ID_NONE && !x->cookie_only;
-    bool readiness = !named && http_query_value(x->rq.query, "check", 0, &check) && bytes_is(buf_bytes(&check), "ready");
+    bool readiness =
+        !named && http_query_value(x->rq.query, "check", 0, &check) && bytes_is(buf_bytes(&check), "ready");
     buf_done(&check);
-    if (readiness) status_ready(x);
-    else if (named && given == ID_WRONG) api_refuse_id(x, given);
-    else if (given == ID_GOOD && read_session(x, id)) return;
-    else if (named) api_refuse_missing(x);
-    else create_session(x, (struct bytes){ NULL, 0 }, "", false);
+    if (readiness)
+        status_ready(x);
+    else if (named && given == ID_WRONG)
+        api_refuse_id(x, given);
+    else if (given == ID_GOOD && read_session(x, id))
+        return;
+    else if (named)
+        api_refuse_missing(x);
+    else
+        create_session(x, (struct bytes){ NULL, 0 }, "", false);
 }
 
 void sessions_head(struct exchange *x)
 {
     char id[IDS_TEXT_BYTES];
     enum id_given given = api_find_id(x, id);
-    if (given != ID_GOOD) api_refuse_id(x, given);
-    else if (!read_session(x, id)) api_refuse_missing(x);
+    if (given != ID_GOOD)
+        api_refuse_id(x, given);
+    else if (!read_session(x, id))
+        api_refuse_missing(x);
 }
 
 bool api_read_object(struct exchange *x, struct bytes body, const char *name, struct bytes *value)
@@ -290,7 +306,8 @@ bool api_read_object(struct exchange *x, struct bytes body, const char *name, st
 static bool wants_create(const struct exchange *x)
 {
     struct buf value = BUF_INIT(16);
-    bool wanted = http_query_value(x->rq.query, "create", 0, &value) && (bytes_is(buf_bytes(&value), "1") || bytes_is(buf_bytes(&value), "true"));
+    bool wanted = http_query_value(x->rq.query, "create", 0, &value) &&
+                  (bytes_is(buf_bytes(&value), "1") || bytes_is(buf_bytes(&value), "true"));
     buf_done(&value);
     return wanted;
 }
@@ -312,11 +329,16 @@ void sessions_post(struct exchange *x)
         return;
     }
     if (!api_read_object(x, body, "updates", &updates) || !api_read_object(x, body, "sessionData", &data)) return;
-    if (create) create_session(x, data, "/sessionData", true);
-    else if (updates.len > 0) update_session(x, id, SESSION_MERGE, updates, "/updates", "Session saved successfully", NULL);
-    else if (data.len == 0) response_error(&x->rs, 400, "INVALID_SESSION_REQUEST", "sessionData or updates required");
-    else if (x->api->config->session_allow_client_ids) put_session(x, id, data);
-    else save_session(x, id, data, NULL);
+    if (create)
+        create_session(x, data, "/sessionData", true);
+    else if (updates.len > 0)
+        update_session(x, id, SESSION_MERGE, updates, "/updates", "Session saved successfully", NULL);
+    else if (data.len == 0)
+        response_error(&x->rs, 400, "INVALID_SESSION_REQUEST", "sessionData or updates required");
+    else if (x->api->config->session_allow_client_ids)
+        put_session(x, id, data);
+    else
+        save_session(x, id, data, NULL);
 }
 
 void sessions_patch(struct exchange *x)
@@ -328,13 +350,16 @@ void sessions_patch(struct exchange *x)
     enum id_given given = api_find_id(x, id);
     if (type[0] != '\0' && !merge_patch && !http_content_type_is(type, "application/json")) {
         response_header(&x->rs, "Accept-Patch", "application/json, application/merge-patch+json");
-        response_error(&x->rs, 415, "UNSUPPORTED_MEDIA_TYPE", "PATCH takes application/json or application/merge-patch+json");
+        response_error(&x->rs, 415, "UNSUPPORTED_MEDIA_TYPE",
+                       "PATCH takes application/json or application/merge-patch+json");
     } else if (given != ID_GOOD) {
         api_refuse_id(x, given);
-    } else if (!json_check(x->rq.body, SESSION_DEPTH, &fault) || !session_check_members(x->rq.body, merge_patch, &fault)) {
+    } else if (!json_check(x->rq.body, SESSION_DEPTH, &fault) ||
+               !session_check_members(x->rq.body, merge_patch, &fault)) {
         api_refuse_document(x, "", &fault);
     } else {
-        update_session(x, id, merge_patch ? SESSION_MERGE_PATCH : SESSION_MERGE, x->rq.body, "", "Session updated successfully", NULL);
+        update_session(x, id, merge_patch ? SESSION_MERGE_PATCH : SESSION_MERGE, x->rq.body, "",
+                       "Session updated successfully", NULL);
     }
 }
 

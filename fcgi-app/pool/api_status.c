@@ -26,8 +26,8 @@ enum health api_health(const struct api *api, int64_t now_ms)
     if (atomic_load(&api->slot->state) == SLOT_DRAINING) return HEALTH_UNHEALTHY;
     enum health health = health_of(api_dependency(api, DEPENDENCY_REDIS, now_ms),
                                    api_dependency(api, DEPENDENCY_EMBEDDED, now_ms), store_in_refuge(api->store));
-    bool lacks = api_dependency(api, DEPENDENCY_POSTGRES, now_ms) == CHECK_DOWN ||
-                 api_coordinator(api, now_ms) == CHECK_DOWN;
+    bool lacks =
+        api_dependency(api, DEPENDENCY_POSTGRES, now_ms) == CHECK_DOWN || api_coordinator(api, now_ms) == CHECK_DOWN;
     return health == HEALTH_HEALTHY && lacks ? HEALTH_DEGRADED : health;
 }
 

@@ -7,7 +7,8 @@
 
 #include <inttypes.h>
 
-#define LOOK_MS  3500 /* of one look at most: what was seen of the others must not grow too old (CHECK_MOST_AGE_MS) meanwhile */
+#define LOOK_MS                                                                                                        \
+    3500 /* of one look at most: what was seen of the others must not grow too old (CHECK_MOST_AGE_MS) meanwhile */
 #define FOLD_MS  1000
 #define COUNT_MS 1000 /* between counts of the sessions at least... */
 #define COUNT_OF 100  /* ...and so many times as long as one takes: it reads an index from end to end */

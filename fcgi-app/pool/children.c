@@ -4,9 +4,9 @@
 
 #include <string.h>
 
-#define QUICK_MS 1000
-#define PAUSE_MS 100      /* doubled with each quick death in a row... */
-#define MOST_DOUBLINGS 8  /* ...up to 25.6 s: a worker that dies at once must not fill the machine with forks */
+#define QUICK_MS       1000
+#define PAUSE_MS       100 /* doubled with each quick death in a row... */
+#define MOST_DOUBLINGS 8   /* ...up to 25.6 s: a worker that dies at once must not fill the machine with forks */
 
 void children_init(struct children *cs, int workers)
 {
@@ -20,7 +20,8 @@ void children_want_workers(struct children *cs, int workers)
 {
     if (workers < 1) workers = 1;
     if (workers > CHILDREN_SEATS - CHILDREN_FIRST_WORKER) workers = CHILDREN_SEATS - CHILDREN_FIRST_WORKER;
-    for (int s = CHILDREN_FIRST_WORKER; s < CHILDREN_SEATS; s++) cs->seat[s].wanted = s < CHILDREN_FIRST_WORKER + workers;
+    for (int s = CHILDREN_FIRST_WORKER; s < CHILDREN_SEATS; s++)
+        cs->seat[s].wanted = s < CHILDREN_FIRST_WORKER + workers;
     if (cs->seats < CHILDREN_FIRST_WORKER + workers) cs->seats = CHILDREN_FIRST_WORKER + workers;
 }
 
@@ -33,7 +34,8 @@ int children_workers_wanted(const struct children *cs)
 
 void children_renew_all(struct children *cs)
 {
-    for (size_t i = 0; i < CHILDREN_MOST; i++) cs->child[i].renew = cs->child[i].pid != 0; /* also one that starts just now */
+    for (size_t i = 0; i < CHILDREN_MOST; i++)
+        cs->child[i].renew = cs->child[i].pid != 0;                  /* also one that starts just now */
     for (int s = 0; s < cs->seats; s++) cs->seat[s].start_at_ms = 0; /* a new configuration is a new chance */
 }
 
@@ -54,7 +56,8 @@ static bool somebody_follows(struct children *cs)
     return false;
 }
 
-static enum child_action next_for_seat(struct children *cs, int s, int64_t now_ms, struct child **child, int64_t *due_ms)
+static enum child_action next_for_seat(struct children *cs, int s, int64_t now_ms, struct child **child,
+                                       int64_t *due_ms)
 {
     struct seat *seat = &cs->seat[s];
     struct child *sits = on_seat(cs, s, false), *follower = on_seat(cs, s, true);
@@ -103,8 +106,12 @@ struct child *children_started(struct children *cs, int seat, pid_t pid, int rep
     for (size_t i = 0; i < CHILDREN_MOST; i++) {
         struct child *c = &cs->child[i];
         if (c->pid != 0) continue;
-        *c = (struct child){ .pid = pid, .role = seat == CHILDREN_KEEPER ? CHILD_KEEPER : CHILD_WORKER, .seat = seat,
-                             .follows = follows, .report_fd = report_fd, .started_ms = now_ms };
+        *c = (struct child){ .pid = pid,
+                             .role = seat == CHILDREN_KEEPER ? CHILD_KEEPER : CHILD_WORKER,
+                             .seat = seat,
+                             .follows = follows,
+                             .report_fd = report_fd,
+                             .started_ms = now_ms };
         return c;
     }
     return NULL;

@@ -15,21 +15,21 @@ enum child_role { CHILD_WORKER, CHILD_KEEPER };
 struct child {
     pid_t pid; /* 0: free */
     enum child_role role;
-    int seat;           /* 0 .. seats-1; the keeper has the seat CHILDREN_KEEPER */
-    bool ready;         /* has said so */
-    bool served;        /* has said so: it has done once what it is there for */
-    bool leaving;       /* has been told to */
-    bool follows;       /* will take the seat over from the one who has it, once it is ready */
-    bool renew;         /* somebody newer should sit here: a reload since its fork, or it is tired */
-    bool tired;         /* it has said so */
+    int seat;             /* 0 .. seats-1; the keeper has the seat CHILDREN_KEEPER */
+    bool ready;           /* has said so */
+    bool served;          /* has said so: it has done once what it is there for */
+    bool leaving;         /* has been told to */
+    bool follows;         /* will take the seat over from the one who has it, once it is ready */
+    bool renew;           /* somebody newer should sit here: a reload since its fork, or it is tired */
+    bool tired;           /* it has said so */
     bool killed, stalled; /* stalled: killed because its loop stood still */
     int report_fd;
     int64_t started_ms, leave_by_ms;
 };
 
-#define CHILDREN_KEEPER 0
+#define CHILDREN_KEEPER       0
 #define CHILDREN_FIRST_WORKER 1
-#define CHILDREN_SEATS 257
+#define CHILDREN_SEATS        257
 
 struct seat {
     bool wanted;         /* somebody should sit here */

@@ -16,12 +16,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define PEEK_BYTES (64 * 1024)     /* a request beyond half of this is read into memory at the first look */
-#define WRITE_BYTES (32 * 1024)    /* written at once without a look whether there is room */
-#define LINGER_MS 2000             /* how long we read on after an answer that came before the request's end */
-#define MOST_BITES 16              /* of one connection in one round: one that never stops sending must not hold it */
+#define PEEK_BYTES      (64 * 1024) /* a request beyond half of this is read into memory at the first look */
+#define WRITE_BYTES     (32 * 1024) /* written at once without a look whether there is room */
+#define LINGER_MS       2000        /* how long we read on after an answer that came before the request's end */
+#define MOST_BITES      16          /* of one connection in one round: one that never stops sending must not hold it */
 #define SPARE_EXCHANGES 16
-#define WATCH_EVENTS (EPOLLIN | EPOLLRDHUP | EPOLLET)
+#define WATCH_EVENTS    (EPOLLIN | EPOLLRDHUP | EPOLLET)
 
 enum connection_state { CONNECTION_WAITING, CONNECTION_SERVING, CONNECTION_LINGERING };
 
@@ -40,7 +40,7 @@ struct connection {
     struct task *task;
     int64_t whole_us;         /* since when a whole request lies here */
     int64_t partial_since_ms; /* since when half a request lies here; or since when it lingers */
-    struct buf spool;   /* a large request, read; empty for the usual one, which stays in the socket until it is whole */
+    struct buf spool; /* a large request, read; empty for the usual one, which stays in the socket until it is whole */
 };
 
 static void connection_ready(struct watch *w, uint32_t events);
@@ -52,9 +52,10 @@ static void connection_look(struct connection *c);
  * fcgiapp.h. So look once, at start, that it reads a request from them and leaves the connection open. */
 static bool libfcgi_behaves(struct err *e)
 {
-    static const unsigned char request[] = { 1, 1, 0, 1, 0, 8, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, /* BEGIN_REQUEST, keep */
-                                             1, 4, 0, 1, 0, 4, 0, 0, 1, 1, 'A', 'b', 1, 4, 0, 1, 0, 0, 0, 0,
-                                             1, 5, 0, 1, 0, 0, 0, 0 };
+    static const unsigned char request[] = {
+        1, 1, 0, 1, 0, 8, 0, 0, 0, 1, 1,   0,   0, 0, 0, 0, /* BEGIN_REQUEST, keep */
+        1, 4, 0, 1, 0, 4, 0, 0, 1, 1, 'A', 'b', 1, 4, 0, 1, 0, 0, 0, 0, 1, 5, 0, 1, 0, 0, 0, 0
+    };
     int pair[2];
     FCGX_Request rq;
     bool ok = false;
@@ -78,8 +79,11 @@ static bool libfcgi_behaves(struct err *e)
 
 bool connections_init(struct connections *cs, struct api *api, struct pollset *ps, struct err *e)
 {
-    *cs = (struct connections){ .api = api, .pollset = ps, .peeked = BUF_INIT(PEEK_BYTES),
-                                .scratch = BUF_INIT(RECORD_MOST_PARAMS_BYTES), .head = BUF_INIT(64 * 1024) };
+    *cs = (struct connections){ .api = api,
+                                .pollset = ps,
+                                .peeked = BUF_INIT(PEEK_BYTES),
+                                .scratch = BUF_INIT(RECORD_MOST_PARAMS_BYTES),
+                                .head = BUF_INIT(64 * 1024) };
     return libfcgi_behaves(e);
 }
 
@@ -213,8 +217,10 @@ static void connection_refuse(struct connection *c)
 
 static void watch_for(struct connection *c, uint32_t events)
 {
-    if (c->watched) pollset_change(c->all->pollset, &c->watch, events);
-    else c->watched = pollset_add(c->all->pollset, &c->watch, events, NULL);
+    if (c->watched)
+        pollset_change(c->all->pollset, &c->watch, events);
+    else
+        c->watched = pollset_add(c->all->pollset, &c->watch, events, NULL);
 }
 
 /* An answer before the request's end. Closing with unread bytes would take the answer back (ECONNRESET), so read on
@@ -462,8 +468,10 @@ static void answer(struct exchange *x, char *const params[])
     x->rq.body = buf_bytes(&x->body);
     if (!ids_read(bytes_of(x->rq.request_id), x->request_id)) ids_new_public(x->request_id);
     response_header(&x->rs, "X-Request-Id", x->request_id);
-    if (path_ok) routes_answer(x);
-    else response_error(&x->rs, 400, "INVALID_PATH", "The path is too long or not properly encoded");
+    if (path_ok)
+        routes_answer(x);
+    else
+        response_error(&x->rs, 400, "INVALID_PATH", "The path is too long or not properly encoded");
     if (buf_overflowed(&x->rs.body)) response_error(&x->rs, 500, "INTERNAL_ERROR", "The answer is too large");
     if (store_in_refuge(x->api->store)) response_header(&x->rs, "X-Session-Store", "refuge");
     x->rs.head_only = x->rq.method == HTTP_HEAD;
@@ -535,6 +543,7 @@ static void serve(void *arg)
         c->state = CONNECTION_WAITING;
         if (c->news || c->ended)
             connection_look(c);
-        else connection_wait(c);
+        else
+            connection_wait(c);
     }
 }

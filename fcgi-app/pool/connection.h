@@ -1,6 +1,6 @@
-/* connection.h: one FastCGI connection from a front server: waits until a request lies whole in the socket, lets libfcgi
- * parse it, runs it as a task and writes the answer. The only user of libfcgi. Nothing here blocks: a peer that is
- * silent, slow or hostile costs nobody else anything. */
+/* connection.h: one FastCGI connection from a front server: waits until a request lies whole in the socket, lets
+ * libfcgi parse it, runs it as a task and writes the answer. The only user of libfcgi. Nothing here blocks: a peer that
+ * is silent, slow or hostile costs nobody else anything. */
 #ifndef HYPERPAGE_CONNECTION_H
 #define HYPERPAGE_CONNECTION_H
 
@@ -21,7 +21,7 @@ struct connections {
     bool leaving;
     bool closing; /* leaving without siblings: an answered connection is not kept */
     bool (*idle)(struct connections *cs, struct connection *c); /* called while leaving: this one waits for its next
-                                                                  * request. True: it has been closed */
+                                                                 * request. True: it has been closed */
     void (*serves)(void);                                       /* called once, before the first answer leaves */
     struct buf peeked, scratch, head;
 };

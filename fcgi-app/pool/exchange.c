@@ -105,11 +105,12 @@ void exchange_log(const struct exchange *x, int64_t took_us)
     bool is_slow = timed_out || took_ms >= cfg->log_slow_ms, has_failed = x->rs.status >= 500 && !x->planned;
     if (is_slow && may_say(&slow, now_ms)) {
         if (has_failed)
-            log_warn("slow request: method=%s route=%s phase=%s duration_ms=%" PRId64 " status=%d error=\"%s\" request=%s",
+            log_warn("slow request: method=%s route=%s phase=%s duration_ms=%" PRId64
+                     " status=%d error=\"%s\" request=%s",
                      method, route, x->phase, took_ms, x->rs.status, x->error.text, x->request_id);
         else
-            log_warn("slow request: method=%s route=%s phase=%s duration_ms=%" PRId64 " status=%d request=%s", method, route,
-                     x->phase, took_ms, x->rs.status, x->request_id);
+            log_warn("slow request: method=%s route=%s phase=%s duration_ms=%" PRId64 " status=%d request=%s", method,
+                     route, x->phase, took_ms, x->rs.status, x->request_id);
     }
     if (!is_slow && has_failed && may_say(&failed, now_ms))
         log_warn("request failed: method=%s route=%s status=%d error=\"%s\" request=%s", method, route, x->rs.status,

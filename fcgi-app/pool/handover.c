@@ -28,8 +28,9 @@ static struct msghdr *parcel_init(struct parcel *p)
 {
     memset(p, 0, sizeof *p);
     p->iov = (struct iovec){ &p->byte, 1 };
-    p->message = (struct msghdr){ .msg_iov = &p->iov, .msg_iovlen = 1, .msg_control = p->control.bytes,
-                                  .msg_controllen = sizeof p->control.bytes };
+    p->message = (struct msghdr){
+        .msg_iov = &p->iov, .msg_iovlen = 1, .msg_control = p->control.bytes, .msg_controllen = sizeof p->control.bytes
+    };
     return &p->message;
 }
 

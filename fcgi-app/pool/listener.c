@@ -13,7 +13,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define BACKLOG 4096            /* a shorter queue than there are clients turns into 503s at the front server */
+#define BACKLOG      4096 /* a shorter queue than there are clients turns into 503s at the front server */
 #define BUFFER_BYTES (256 * 1024)
 
 struct place {
@@ -40,7 +40,8 @@ static bool read_group(const struct config *cfg, struct place *p, struct err *e)
     if (cfg->listen_group[0] == '\0') return true;
     unsigned long number = strtoul(cfg->listen_group, &end, 10);
     struct group *g = getgrnam(cfg->listen_group);
-    if (g == NULL && *end != '\0') return err_set(e, ERR_INPUT, "LISTEN_GROUP=%s: there is no such group", cfg->listen_group);
+    if (g == NULL && *end != '\0')
+        return err_set(e, ERR_INPUT, "LISTEN_GROUP=%s: there is no such group", cfg->listen_group);
     p->group = g ? g->gr_gid : (gid_t)number;
     return true;
 }
@@ -51,9 +52,12 @@ static bool read_place(const struct config *cfg, struct place *p, struct err *e)
     *p = (struct place){ 0 };
     if (!read_mode(cfg, p, e) || !read_group(cfg, p, e)) return false;
     int n = 1;
-    if (text[0] == '\0') n = snprintf(p->path, sizeof p->path, "%s/fcgi.sock", cfg->run_dir);
-    else if (strncmp(text, "unix:", 5) == 0) n = snprintf(p->path, sizeof p->path, "%s", text + 5);
-    else if (text[0] == '/') n = snprintf(p->path, sizeof p->path, "%s", text);
+    if (text[0] == '\0')
+        n = snprintf(p->path, sizeof p->path, "%s/fcgi.sock", cfg->run_dir);
+    else if (strncmp(text, "unix:", 5) == 0)
+        n = snprintf(p->path, sizeof p->path, "%s", text + 5);
+    else if (text[0] == '/')
+        n = snprintf(p->path, sizeof p->path, "%s", text);
     else {
         const char *colon = strrchr(text, ':');
         bool bracket = text[0] == '[' && colon != NULL && colon > text && colon[-1] == ']';
@@ -65,7 +69,8 @@ static bool read_place(const struct config *cfg, struct place *p, struct err *e)
         snprintf(p->port, sizeof p->port, "%ld", port);
         return true;
     }
-    if (n >= (int)sizeof p->path) return err_set(e, ERR_INPUT, "LISTEN: the path of a unix socket has at most %zu bytes", sizeof p->path - 1);
+    if (n >= (int)sizeof p->path)
+        return err_set(e, ERR_INPUT, "LISTEN: the path of a unix socket has at most %zu bytes", sizeof p->path - 1);
     return n > 0 || err_set(e, ERR_INPUT, "LISTEN=%s: the path is missing", text);
 }
 
@@ -106,8 +111,10 @@ static int lock_folder(const char *path)
     char folder[sizeof((struct place *)0)->path];
     snprintf(folder, sizeof folder, "%s", path);
     char *slash = strrchr(folder, '/');
-    if (slash == NULL) snprintf(folder, sizeof folder, ".");
-    else slash[slash == folder] = '\0';
+    if (slash == NULL)
+        snprintf(folder, sizeof folder, ".");
+    else
+        slash[slash == folder] = '\0';
     int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd >= 0) flock(fd, LOCK_EX);
     return fd;
@@ -137,7 +144,8 @@ static bool bind_unix(struct listener *l, const struct place *p, struct err *e)
     own_path(l, p->path);
     if (listen(l->fd, BACKLOG) != 0) return err_set(e, ERR_INPUT, "LISTEN=%s: listen: %s", p->path, strerror(errno));
     if (p->group != (gid_t)-1 && chown(p->path, (uid_t)-1, p->group) != 0)
-        return err_set(e, ERR_INPUT, "LISTEN_GROUP: the socket cannot be given to group %u: %s", (unsigned)p->group, strerror(errno));
+        return err_set(e, ERR_INPUT, "LISTEN_GROUP: the socket cannot be given to group %u: %s", (unsigned)p->group,
+                       strerror(errno));
     return true;
 }
 

@@ -7,9 +7,9 @@
 #include <sys/types.h>
 
 struct listener {
-    int fd;         /* non-blocking, close-on-exec */
-    bool ours;      /* made here: the path is removed at the end, if it still is this socket */
-    dev_t device;   /* of that path */
+    int fd;       /* non-blocking, close-on-exec */
+    bool ours;    /* made here: the path is removed at the end, if it still is this socket */
+    dev_t device; /* of that path */
     ino_t inode;
     char path[108]; /* of a unix socket made here, else "" */
     char text[300]; /* for the log */

@@ -25,9 +25,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define WATCH_S 0.2           /* how often the watchdog looks */
-#define FAST_DRAIN_MS 5000    /* INT: as TERM, but not for long */
-#define INHERIT "HYPERPAGE_INHERIT"
+#define WATCH_S       0.2  /* how often the watchdog looks */
+#define FAST_DRAIN_MS 5000 /* INT: as TERM, but not for long */
+#define INHERIT       "HYPERPAGE_INHERIT"
 
 enum stopping { STOPPING_NOT, STOPPING_DRAIN, STOPPING_FAST, STOPPING_REPLACED };
 
@@ -39,23 +39,23 @@ struct master {
     struct children children;
     struct shared *shared;
     struct slot *slot;
-    int life_fd[2];          /* children read [0]; it ends when we do */
+    int life_fd[2]; /* children read [0]; it ends when we do */
     enum stopping stopping;
-    bool stays_down;         /* whoever started us shall not start us again */
+    bool stays_down; /* whoever started us shall not start us again */
     bool said_ready, reloading, killed_any;
-    bool some_died;          /* their slots may still bear their names */
-    int old_master_fd;       /* tells the master whom we replace that our workers serve; -1: there is none */
+    bool some_died;    /* their slots may still bear their names */
+    int old_master_fd; /* tells the master whom we replace that our workers serve; -1: there is none */
     pid_t old_master;
-    bool guest;              /* the socket's path is that master's still, or our successor's already */
-    pid_t new_master;        /* who is about to replace us... */
-    int new_master_fd;       /* ...as it tells here, -1: not any more... */
+    bool guest;        /* the socket's path is that master's still, or our successor's already */
+    pid_t new_master;  /* who is about to replace us... */
+    int new_master_fd; /* ...as it tells here, -1: not any more... */
     ev_io new_master_says;
     int64_t new_master_by_ms; /* ...until then, or it is given up */
     ev_timer tick;
     ev_signal signals[8];
     ev_child child_watch;
     ev_io report[CHILDREN_MOST];
-    sigset_t signal_mask;    /* as it was when we started */
+    sigset_t signal_mask; /* as it was when we started */
 };
 
 static struct master m;
@@ -73,7 +73,9 @@ bool master_check_config(const struct config *cfg, bool create, struct err *e)
     struct bytes bad;
     if (cfg->redis_url[0] != '\0' && !redis_url_parse(cfg->redis_url, &url, e)) return false;
     if (!http_networks_check(cfg->trusted_proxies, &bad))
-        return err_set(e, ERR_INPUT, "TRUSTED_PROXIES: %.*s is no network; allowed are addresses, networks (10.0.0.0/8) and *", (int)bad.len, bad.at);
+        return err_set(e, ERR_INPUT,
+                       "TRUSTED_PROXIES: %.*s is no network; allowed are addresses, networks (10.0.0.0/8) and *",
+                       (int)bad.len, bad.at);
     struct api names = { .config = cfg };
     bool ok = api_init(&names, cfg, NULL, NULL, NULL, e);
     api_done(&names);
@@ -112,8 +114,11 @@ static int child_main(int seat, int report_fd)
         close(m.listener.fd);
         return keeper_run(m.o->config, m.life_fd[0], report_fd);
     }
-    struct worker_options o = { .config = m.o->config, .listen_fd = m.listener.fd, .handover = m.handover,
-                                .life_fd = m.life_fd[0], .report_fd = report_fd };
+    struct worker_options o = { .config = m.o->config,
+                                .listen_fd = m.listener.fd,
+                                .handover = m.handover,
+                                .life_fd = m.life_fd[0],
+                                .report_fd = report_fd };
     return worker_run(&o);
 }
 
@@ -260,9 +265,10 @@ static void say_ready(void)
     if (m.some_died) shared_bury(m.shared, SLOT_WORKER);
     m.some_died = false;
     if (!m.said_ready)
-        log_info("pool serves: listen=\"%s\" workers=%d store=%s", m.listener.text, children_workers_wanted(&m.children),
-                 m.o->config->redis_url[0] ? "redis" : "embedded");
-    else if (m.reloading) log_info("reload done: workers=%d", children_workers_wanted(&m.children));
+        log_info("pool serves: listen=\"%s\" workers=%d store=%s", m.listener.text,
+                 children_workers_wanted(&m.children), m.o->config->redis_url[0] ? "redis" : "embedded");
+    else if (m.reloading)
+        log_info("reload done: workers=%d", children_workers_wanted(&m.children));
     if (!m.said_ready || m.reloading) {
         snprintf(text, sizeof text, "MAINPID=%d\nREADY=1", (int)getpid());
         notify_send(text);
@@ -282,9 +288,12 @@ static void act(void)
     int64_t due_ms;
     enum child_action a;
     while ((a = children_next(&m.children, clock_mono_ms(), &c, &seat, &due_ms)) != CHILD_NOTHING) {
-        if (a == CHILD_START) start_child(seat);
-        else if (a == CHILD_LEAVE) tell_to_leave(c);
-        else kill_late(c);
+        if (a == CHILD_START)
+            start_child(seat);
+        else if (a == CHILD_LEAVE)
+            tell_to_leave(c);
+        else
+            kill_late(c);
     }
     if (m.stopping != STOPPING_NOT) {
         if (children_count(&m.children) == 0) ev_break(m.loop, EVBREAK_ALL);
@@ -310,9 +319,9 @@ static void look_for_hangs(void)
         struct slot *s = shared_slot_of(m.shared, SLOT_WORKER, c->pid);
         int64_t since_ms = s ? atomic_load(&s->busy_since_ms) : 0;
         if (since_ms == 0 || now_ms - since_ms < most_ms) continue;
-        log_error("worker stands still, killed: child=%d method=%s route=%s duration_ms=%" PRId64 " requests=%d", (int)c->pid,
-                  http_methods[atomic_load(&s->oldest_method) & 7], routes_name(atomic_load(&s->oldest_route)), now_ms - since_ms,
-                  atomic_load(&s->requests));
+        log_error("worker stands still, killed: child=%d method=%s route=%s duration_ms=%" PRId64 " requests=%d",
+                  (int)c->pid, http_methods[atomic_load(&s->oldest_method) & 7],
+                  routes_name(atomic_load(&s->oldest_route)), now_ms - since_ms, atomic_load(&s->requests));
         c->killed = true;
         c->stalled = true;
         kill(c->pid, SIGKILL);
@@ -359,8 +368,10 @@ static void on_tick(struct ev_loop *loop, ev_timer *w, int events)
 
 static const char *how_it_ended(int status, char text[48])
 {
-    if (WIFSIGNALED(status)) snprintf(text, 48, "signal %d", WTERMSIG(status));
-    else snprintf(text, 48, "exit %d", WEXITSTATUS(status));
+    if (WIFSIGNALED(status))
+        snprintf(text, 48, "signal %d", WTERMSIG(status));
+    else
+        snprintf(text, 48, "exit %d", WEXITSTATUS(status));
     return text;
 }
 
@@ -369,7 +380,8 @@ static void on_child(struct ev_loop *loop, ev_child *w, int events)
     char how[48];
     (void)events;
     if (w->rpid == m.new_master) {
-        log_error("new binary gave up, the old one goes on: child=%d cause=\"%s\"", w->rpid, how_it_ended(w->rstatus, how));
+        log_error("new binary gave up, the old one goes on: child=%d cause=\"%s\"", w->rpid,
+                  how_it_ended(w->rstatus, how));
         metrics_add(METRIC_upgrades_refused, 1);
         m.new_master = 0;
         (void)end_of_its_words(); /* whatever it said, it is dead */
@@ -382,10 +394,10 @@ static void on_child(struct ev_loop *loop, ev_child *w, int events)
     close(c->report_fd);
     m.some_died = true;
     const char *role = c->role == CHILD_KEEPER ? "keeper" : "worker";
-    enum metric cause = c->role == CHILD_KEEPER ? METRIC_keeper_restarts_total
-                        : c->stalled            ? METRIC_restarts_stalled
+    enum metric cause = c->role == CHILD_KEEPER   ? METRIC_keeper_restarts_total
+                        : c->stalled              ? METRIC_restarts_stalled
                         : WIFSIGNALED(w->rstatus) ? METRIC_restarts_signal
-                                                : METRIC_restarts_exit;
+                                                  : METRIC_restarts_exit;
     if (children_died(&m.children, c, clock_mono_ms())) {
         log_warn("%s died, a new one follows: child=%d cause=\"%s\"", role, w->rpid, how_it_ended(w->rstatus, how));
         metrics_add(cause, 1);
@@ -407,13 +419,15 @@ static void stop(enum stopping how)
     }
     m.stopping = how;
     if (how == STOPPING_REPLACED) m.guest = true; /* the path belongs to the one who follows */
-    /* The workers take in who waits, and close it: then whoever connects is refused at once, and not kept until we end. */
+    /* The workers take in who waits, and close it: then whoever connects is refused at once, and not kept until we end.
+     */
     if (how == STOPPING_DRAIN && m.listener.fd >= 0) {
         close(m.listener.fd);
         m.listener.fd = -1;
     }
     if (how != STOPPING_REPLACED) notify_send("STOPPING=1"); /* else the service goes on, and we only leave it */
-    log_info("pool stops%s: children=%zu", how == STOPPING_REPLACED ? ", a new binary has taken over" : "", children_count(&m.children));
+    log_info("pool stops%s: children=%zu", how == STOPPING_REPLACED ? ", a new binary has taken over" : "",
+             children_count(&m.children));
     atomic_store(&m.slot->state, SLOT_DRAINING);
     for (int s = 0; s < m.children.seats; s++) m.children.seat[s].wanted = false;
     for (size_t i = 0; i < CHILDREN_MOST; i++) /* who is leaving already may have to be quicker now */
@@ -428,7 +442,8 @@ static void reload(void)
     struct err e;
     extern char **environ;
     struct config *cfg = config_load(m.o->argc, m.o->argv, environ, &call, &misses, &e);
-    bool ok = cfg != NULL && (cfg->workers != 0 || err_set(&e, ERR_INPUT, "WORKERS=0: a pool that runs keeps its master"));
+    bool ok =
+        cfg != NULL && (cfg->workers != 0 || err_set(&e, ERR_INPUT, "WORKERS=0: a pool that runs keeps its master"));
     if (cfg != NULL && (!ok || !master_check_config(cfg, true, &e))) {
         config_free(cfg);
         cfg = NULL;
@@ -442,7 +457,8 @@ static void reload(void)
     notify_send("RELOADING=1");
     if (strcmp(cfg->listen, m.o->config->listen) != 0 || strcmp(cfg->run_dir, m.o->config->run_dir) != 0)
         log_warn("LISTEN and RUN_DIR change with a restart only");
-    bool log_ok = log_open("master", (enum log_level)cfg->log_level, (enum log_format)cfg->log_format, cfg->log_file, &e);
+    bool log_ok =
+        log_open("master", (enum log_level)cfg->log_level, (enum log_format)cfg->log_format, cfg->log_file, &e);
     if (!log_ok) log_error("log stays the old one: error=\"%s\"", e.text);
     if (log_ok || m.o->config->log_file[0] == '\0') { /* else the log still points into the old one */
         config_free(m.o->config);
@@ -450,7 +466,8 @@ static void reload(void)
     m.o->config = cfg;
     m.reloading = true;
     log_info("reload: configuration read, workers follow one by one");
-    children_want_workers(&m.children, cfg->workers == CONFIG_AUTO ? children_workers_wanted(&m.children) : (int)cfg->workers);
+    children_want_workers(&m.children,
+                          cfg->workers == CONFIG_AUTO ? children_workers_wanted(&m.children) : (int)cfg->workers);
     children_renew_all(&m.children);
     metrics_add(METRIC_generations_reload, 1);
     act();
@@ -470,8 +487,8 @@ static void exec_new_binary(int say_fd)
     char inherit[128];
     int keep[] = { m.listener.fd, m.handover.give_fd, m.handover.take_fd, say_fd };
     for (size_t i = 0; i < 4; i++) fcntl(keep[i], F_SETFD, 0);
-    snprintf(inherit, sizeof inherit, "%d,%d,%d,%d,%d,%d", m.listener.fd, m.handover.give_fd, m.handover.take_fd, say_fd,
-             (int)getppid(), m.listener.ours);
+    snprintf(inherit, sizeof inherit, "%d,%d,%d,%d,%d,%d", m.listener.fd, m.handover.give_fd, m.handover.take_fd,
+             say_fd, (int)getppid(), m.listener.ours);
     setenv(INHERIT, inherit, 1);
     forget_handlers(); /* a TERM before the exec must end us, not run the parent's handler */
     sigprocmask(SIG_SETMASK, &m.signal_mask, NULL);
@@ -530,17 +547,33 @@ static void want_workers(int workers)
 static void on_signal(struct ev_loop *loop, ev_signal *w, int events)
 {
     (void)loop, (void)events;
-    if (m.stopping != STOPPING_NOT && w->signum != SIGTERM && w->signum != SIGQUIT && w->signum != SIGINT && w->signum != SIGUSR1) return;
+    if (m.stopping != STOPPING_NOT && w->signum != SIGTERM && w->signum != SIGQUIT && w->signum != SIGINT &&
+        w->signum != SIGUSR1)
+        return;
     if (w->signum == SIGQUIT) m.stays_down = true;
     switch (w->signum) {
     case SIGTERM:
-    case SIGQUIT: stop(STOPPING_DRAIN); break;
-    case SIGINT: stop(STOPPING_FAST); break;
-    case SIGHUP: reload(); break;
-    case SIGUSR1: reopen_logs(); break;
-    case SIGUSR2: upgrade(); break;
-    case SIGTTIN: want_workers(children_workers_wanted(&m.children) + 1); break;
-    case SIGTTOU: want_workers(children_workers_wanted(&m.children) - 1); break;
+    case SIGQUIT:
+        stop(STOPPING_DRAIN);
+        break;
+    case SIGINT:
+        stop(STOPPING_FAST);
+        break;
+    case SIGHUP:
+        reload();
+        break;
+    case SIGUSR1:
+        reopen_logs();
+        break;
+    case SIGUSR2:
+        upgrade();
+        break;
+    case SIGTTIN:
+        want_workers(children_workers_wanted(&m.children) + 1);
+        break;
+    case SIGTTOU:
+        want_workers(children_workers_wanted(&m.children) - 1);
+        break;
     }
 }
 

@@ -23,13 +23,18 @@ struct header {
 
 static struct header read_header(const unsigned char *p)
 {
-    return (struct header){ .version = p[0], .type = p[1], .id = (uint16_t)(p[2] << 8 | p[3]),
-                            .length = (uint16_t)(p[4] << 8 | p[5]), .padding = p[6] };
+    return (struct header){ .version = p[0],
+                            .type = p[1],
+                            .id = (uint16_t)(p[2] << 8 | p[3]),
+                            .length = (uint16_t)(p[4] << 8 | p[5]),
+                            .padding = p[6] };
 }
 
 static void add_header(struct buf *out, uint8_t type, uint16_t id, size_t length)
 {
-    unsigned char h[RECORD_HEADER_BYTES] = { 1, type, (uint8_t)(id >> 8), (uint8_t)id, (uint8_t)(length >> 8), (uint8_t)length, 0, 0 };
+    unsigned char h[RECORD_HEADER_BYTES] = {
+        1, type, (uint8_t)(id >> 8), (uint8_t)id, (uint8_t)(length >> 8), (uint8_t)length, 0, 0
+    };
     buf_append(out, h, sizeof h);
 }
 
@@ -91,8 +96,8 @@ enum record_verdict record_scan(struct bytes data, size_t most_body_bytes, struc
         if (want == WANT_BEGIN && h.id == 0) return scan_management(data, h, rq);
         if (want != WANT_BEGIN && h.id != rq->id) return RECORD_BROKEN; /* we do not multiplex */
         if (want != WANT_BEGIN && h.type == TYPE_ABORT_REQUEST) return RECORD_ABORTED;
-        /* libfcgi skips padding behind a stream's bytes only; that of BEGIN_REQUEST and of an empty record it would take
-         * for the next record. No front server pads these. */
+        /* libfcgi skips padding behind a stream's bytes only; that of BEGIN_REQUEST and of an empty record it would
+         * take for the next record. No front server pads these. */
         if (h.padding > 0 && (want == WANT_BEGIN || h.length == 0)) return RECORD_BROKEN;
         if (want == WANT_STDIN && h.type == TYPE_STDIN) {
             body_bytes += h.length;
@@ -106,7 +111,8 @@ enum record_verdict record_scan(struct bytes data, size_t most_body_bytes, struc
         if (data.len - at < size) break;
 
         if (want == WANT_BEGIN) {
-            if (h.type != TYPE_BEGIN_REQUEST || h.length != 8 || (p[8] << 8 | p[9]) != ROLE_RESPONDER) return RECORD_BROKEN;
+            if (h.type != TYPE_BEGIN_REQUEST || h.length != 8 || (p[8] << 8 | p[9]) != ROLE_RESPONDER)
+                return RECORD_BROKEN;
             rq->id = h.id;
             want = WANT_PARAMS;
         } else if (want == WANT_PARAMS && h.type == TYPE_PARAMS) {
@@ -172,7 +178,8 @@ void record_answer_management(struct bytes data, const struct record_request *rq
         for (size_t i = 0; i < 3; i++)
             if (!said[i] && bytes_is(name, values[i].name)) {
                 said[i] = true; /* once, however often it was asked */
-                buf_printf(&answer, "%c%c%s%s", (int)name.len, (int)strlen(values[i].value), values[i].name, values[i].value);
+                buf_printf(&answer, "%c%c%s%s", (int)name.len, (int)strlen(values[i].value), values[i].name,
+                           values[i].value);
             }
     add_header(out, TYPE_GET_VALUES_RESULT, 0, answer.len);
     buf_add(out, buf_bytes(&answer));

@@ -1,5 +1,5 @@
-/* record.h: FastCGI records, as far as a worker must understand them before it lets libfcgi read: is the request on this
- * connection whole, and is it fit to be read? libfcgi reads blocking and trusts lengths. Pure. */
+/* record.h: FastCGI records, as far as a worker must understand them before it lets libfcgi read: is the request on
+ * this connection whole, and is it fit to be read? libfcgi reads blocking and trusts lengths. Pure. */
 #ifndef HYPERPAGE_RECORD_H
 #define HYPERPAGE_RECORD_H
 
@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#define RECORD_HEADER_BYTES 8
+#define RECORD_HEADER_BYTES      8
 #define RECORD_MOST_PARAMS_BYTES (64 * 1024)
 
 enum record_verdict {
@@ -23,7 +23,7 @@ enum record_verdict {
 struct record_request {
     uint16_t id;
     uint8_t management_type;
-    size_t bytes; /* of the whole request, or of the management record */
+    size_t bytes;        /* of the whole request, or of the management record */
     struct bytes params; /* once all of them are there; in `data` or in `scratch` */
 };
 

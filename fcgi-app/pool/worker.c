@@ -20,14 +20,14 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define ACCEPT_AT_LAST 4096 /* as many as may wait */
-#define ACCEPT_AT_ONCE 16   /* then the others have a chance too */
-#define TIDY_MS 1000
+#define ACCEPT_AT_LAST              4096 /* as many as may wait */
+#define ACCEPT_AT_ONCE              16   /* then the others have a chance too */
+#define TIDY_MS                     1000
 #define OUT_OF_DESCRIPTORS_PAUSE_MS 100
 #define COMPLAINT_MS                1000 /* and so often it is said, at most */
-#define BUSY_PAUSE_MS 20    /* between steps of a worker that keeps house itself */
-#define IDLE_PAUSE_MS 250
-#define QUIET_MS 500        /* a pool that stops lets kept connections go after so much silence */
+#define BUSY_PAUSE_MS               20   /* between steps of a worker that keeps house itself */
+#define IDLE_PAUSE_MS               250
+#define QUIET_MS                    500 /* a pool that stops lets kept connections go after so much silence */
 
 enum leaving { LEAVING_NOT, LEAVING_TO_SIBLINGS, LEAVING_QUIETLY, LEAVING_AT_ONCE };
 
@@ -200,10 +200,14 @@ static void read_signal(struct watch *signals, uint32_t events)
     struct signalfd_siginfo s;
     struct err e;
     while (read(signals->fd, &s, sizeof s) == sizeof s) {
-        if (s.ssi_signo == SIGTERM) leave(LEAVING_TO_SIBLINGS);
-        else if (s.ssi_signo == SIGQUIT) leave(LEAVING_QUIETLY);
-        else if (s.ssi_signo == SIGINT) leave(LEAVING_AT_ONCE);
-        else if (s.ssi_signo == SIGUSR1 && !log_reopen(&e)) log_error("log file stays the old one: error=\"%s\"", e.text);
+        if (s.ssi_signo == SIGTERM)
+            leave(LEAVING_TO_SIBLINGS);
+        else if (s.ssi_signo == SIGQUIT)
+            leave(LEAVING_QUIETLY);
+        else if (s.ssi_signo == SIGINT)
+            leave(LEAVING_AT_ONCE);
+        else if (s.ssi_signo == SIGUSR1 && !log_reopen(&e))
+            log_error("log file stays the old one: error=\"%s\"", e.text);
     }
 }
 
@@ -256,8 +260,10 @@ static void now_and_then(struct worker *w, int64_t now_ms)
     }
     if (w->leave_after > 0 && w->connections.exchanges.answered >= w->leave_after && !w->tired) {
         w->tired = true;
-        if (w->o->report_fd >= 0) report(WORKER_TIRED);
-        else leave(LEAVING_QUIETLY);
+        if (w->o->report_fd >= 0)
+            report(WORKER_TIRED);
+        else
+            leave(LEAVING_QUIETLY);
     }
 }
 
@@ -307,13 +313,14 @@ static void raise_descriptor_limit(void)
     }
 }
 
-/* A web server wakes a worker with each request it passes on. A worker that ran at once would mostly find one; the kernel
- * does not let a batch process preempt the one that wakes it, so the web server passes on what it has first. */
+/* A web server wakes a worker with each request it passes on. A worker that ran at once would mostly find one; the
+ * kernel does not let a batch process preempt the one that wakes it, so the web server passes on what it has first. */
 static void run_as_batch(const struct config *cfg)
 {
     struct sched_param normal = { .sched_priority = 0 };
     if (cfg->worker_scheduling != 0 || sched_getscheduler(0) != SCHED_OTHER) return;
-    if (sched_setscheduler(0, SCHED_BATCH, &normal) != 0) log_info("worker is scheduled as any program: error=\"%s\"", strerror(errno));
+    if (sched_setscheduler(0, SCHED_BATCH, &normal) != 0)
+        log_info("worker is scheduled as any program: error=\"%s\"", strerror(errno));
 }
 
 static bool watch_signals(struct worker *w, struct err *e)

@@ -14,9 +14,9 @@ struct worker_options {
 };
 
 /* What a worker says on report_fd, one byte each. */
-#define WORKER_READY 'r'
+#define WORKER_READY  'r'
 #define WORKER_SERVED 's' /* its first answer leaves: if it dies now, it is no program that cannot run */
-#define WORKER_TIRED 't' /* it has served MAX_REQUESTS: replace me, then tell me to leave */
+#define WORKER_TIRED  't' /* it has served MAX_REQUESTS: replace me, then tell me to leave */
 
 /* Serves until told to leave. TERM: hand idle connections to siblings, finish the rest. QUIT: there are no siblings:
  * finish, and wait a moment for what is on its way. INT: as QUIT without the moment. USR1: reopen the log. Returns the

@@ -35,7 +35,8 @@ static void bench_counting(void)
     began_us = clock_mono_us();
     for (int i = 0; i < REQUESTS; i++) sink = clock_mono_us();
     (void)sink;
-    printf("reading the clock: %.1f ns, four times a request\n", (double)(clock_mono_us() - began_us) * 1000.0 / REQUESTS);
+    printf("reading the clock: %.1f ns, four times a request\n",
+           (double)(clock_mono_us() - began_us) * 1000.0 / REQUESTS);
 }
 
 static void bench_scrape(struct shared *sh)

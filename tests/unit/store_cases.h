@@ -450,8 +450,10 @@ static void a_gone_id_is_made_again_only_by_who_minted_it(void **state)
     must(c->ops->create(c->self, id, BYTES_LITERAL("{}"), &chosen, soon(), &res, &e), &e);
     assert_true(res.found && !res.changed && !res.gone);
     for (int how = 0; how < 2; how++) {
-        if (how == 0) delete_(c, id);
-        else assert_true(update_(c, id, follow_script, &drop, LONG_MS).deleted);
+        if (how == 0)
+            delete_(c, id);
+        else
+            assert_true(update_(c, id, follow_script, &drop, LONG_MS).deleted);
         must(c->ops->create(c->self, id, BYTES_LITERAL("{}"), &chosen, soon(), &res, &e), &e);
         assert_true(res.gone && !res.found && !res.changed);
         assert_false(is_there(c, id));

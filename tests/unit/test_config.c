@@ -432,8 +432,9 @@ static void all_options_can_be_told_but_no_secret(void **state)
     struct config *c = load(NO_ENVIRONMENT, ARGS("--embedded-sync", "full", "--session-rolling", "1", "--run-dir", "/a",
                                                  "--admin-token", "hush"));
     config_each(c, tell, NULL);
-    static const char *const lines[] = { "EMBEDDED_SYNC=full\n", "SESSION_ROLLING=true\n", "RUN_DIR=/a\n", "WORKERS=auto\n",
-                                         "DRAIN_TIMEOUT=30\n", "ADMIN_TOKEN=(a secret)\n", "SERVICE_TOKEN=\n" };
+    static const char *const lines[] = { "EMBEDDED_SYNC=full\n", "SESSION_ROLLING=true\n", "RUN_DIR=/a\n",
+                                         "WORKERS=auto\n",       "DRAIN_TIMEOUT=30\n",     "ADMIN_TOKEN=(a secret)\n",
+                                         "SERVICE_TOKEN=\n" };
     for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) assert_non_null(strstr(buf_text(&told), lines[i]));
     assert_null(strstr(buf_text(&told), "hush"));
     buf_done(&told);

@@ -150,7 +150,8 @@ static void a_successor_begins_without_messages_that_wait(void **state)
 static void what_was_counted_outlives_who_counted(void **state)
 {
     (void)state;
-    struct coordination_survey out, in = { .cleaned_ms = 1, .sessions_ms = 2, .sessions = 2, .jobs_ms = 3, .jobs = { 4, 5, 6, 7, 8, 9 } };
+    struct coordination_survey out,
+        in = { .cleaned_ms = 1, .sessions_ms = 2, .sessions = 2, .jobs_ms = 3, .jobs = { 4, 5, 6, 7, 8, 9 } };
     struct coordination *c = open_it(), *reader = open_it();
     coordination_begin(c);
     coordination_write_survey(c, &in);

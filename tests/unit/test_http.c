@@ -165,7 +165,9 @@ static void a_media_type_is_accepted_where_it_is_named_and_not_ruled_out(void **
         { "*/*", false },
         { "text/plain;q=0.5", false },
         { "application/openmetrics-text", true },
-        { "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;q=0.5", true },
+        { "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/"
+          "plain;q=0.5",
+          true },
         { "text/plain, Application/OpenMetrics-Text ; q=0.001", true },
         { "application/openmetrics-text;q=0", false },
         { "application/openmetrics-text; version=1.0.0; q=0.000", false },
@@ -173,7 +175,8 @@ static void a_media_type_is_accepted_where_it_is_named_and_not_ruled_out(void **
         { "xapplication/openmetrics-text", false },
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
-        if (http_accepts(rows[i].accept, "application/openmetrics-text") != rows[i].accepts) fail_msg("%s", rows[i].accept);
+        if (http_accepts(rows[i].accept, "application/openmetrics-text") != rows[i].accepts)
+            fail_msg("%s", rows[i].accept);
 }
 
 static void a_media_type_is_compared_without_parameters_and_case(void **state)
@@ -379,8 +382,10 @@ static void a_head_is_what_cgi_wants(void **state)
     response_header(&rs, "X-Empty", "");
     buf_puts(&rs.body, "{\"a\":1}");
     response_head(&rs, &head);
-    assert_string_equal(buf_text(&head), "Status: 201 Created\r\nContent-Type: application/json; charset=utf-8\r\n"
-                                         "Content-Length: 7\r\nCache-Control: no-store\r\nLocation: /api/sessions/x\r\nX-Empty: \r\n\r\n");
+    assert_string_equal(
+        buf_text(&head),
+        "Status: 201 Created\r\nContent-Type: application/json; charset=utf-8\r\n"
+        "Content-Length: 7\r\nCache-Control: no-store\r\nLocation: /api/sessions/x\r\nX-Empty: \r\n\r\n");
 }
 
 static void not_modified_names_no_type(void **state)
@@ -505,14 +510,16 @@ static void https_is_the_front_servers_word_or_a_trusted_proxys(void **state)
         const char *https, *peer, *proto, *trusted;
         bool expected;
     } cases[] = {
-        { "on", "192.0.2.1", "", "", true },         { "", "192.0.2.1", "", "*", false },
-        { "off", "192.0.2.1", "", "*", false },      { "", "192.0.2.1", "https", "192.0.2.0/24", true },
+        { "on", "192.0.2.1", "", "", true },           { "", "192.0.2.1", "", "*", false },
+        { "off", "192.0.2.1", "", "*", false },        { "", "192.0.2.1", "https", "192.0.2.0/24", true },
         { "", "192.0.2.1", "HTTPS, http", "*", true }, { "", "192.0.2.1", "http, https", "*", false },
-        { "", "192.0.2.1", "httpsx", "*", false },   { "", "198.51.100.1", "https", "192.0.2.0/24", false },
+        { "", "192.0.2.1", "httpsx", "*", false },     { "", "198.51.100.1", "https", "192.0.2.0/24", false },
         { "", "nobody", "https", "*", false },
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        struct request asked = { .https = cases[i].https, .remote_addr = cases[i].peer, .forwarded_proto = cases[i].proto };
+        struct request asked = { .https = cases[i].https,
+                                 .remote_addr = cases[i].peer,
+                                 .forwarded_proto = cases[i].proto };
         assert_int_equal(http_is_https(&asked, cases[i].trusted), cases[i].expected);
     }
 }

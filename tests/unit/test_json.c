@@ -116,7 +116,10 @@ static void refuses_names_that_other_programs_would_read_differently(void **stat
 {
     (void)state;
     const char *reason = "the member's name holds U+0000 or half a surrogate pair";
-    assert_fault("{\"b\":{\"a\\u0000b\":1}}", JSON_MALFORMED, "/b/a\xef\xbf\xbd" "b", reason);
+    assert_fault("{\"b\":{\"a\\u0000b\":1}}", JSON_MALFORMED,
+                 "/b/a\xef\xbf\xbd"
+                 "b",
+                 reason);
     assert_fault("{\"a\\u0000\":1,\"a\":2}", JSON_MALFORMED, "/a\xef\xbf\xbd", reason);
     assert_fault("{\"b\":[0,{\"\\ud800\":1}]}", JSON_MALFORMED, "/b/1/\xef\xbf\xbd", reason);
     assert_fault("{\"\\udc00\\ud800\":1}", JSON_MALFORMED, "/\xef\xbf\xbd\xef\xbf\xbd", reason);

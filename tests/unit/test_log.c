@@ -109,7 +109,10 @@ static void in_json_a_value_forges_no_member(void **state)
                       "\"sender\":\"x\\\" level=\\\"error: a=\",\"number\":1}\n");
     remove_files(NULL);
     open_log(LOG_INFO, LOG_JSON);
-    log_info("heard: sender=\"%s\" number=%d", "x\1" "2", 1);
+    log_info("heard: sender=\"%s\" number=%d",
+             "x\1"
+             "2",
+             1);
     assert_file(path, "{\"time\":\"" NOW "\",\"level\":\"info\",\"role\":\"tester\",\"pid\":%d,"
                       "\"message\":\"heard\\u0001x\\u00012\\u00011\"}\n");
 }
@@ -167,8 +170,7 @@ static void a_line_of_any_length_and_content_is_one_line_of_valid_json(void **st
             log_info("odd: value=\"%s\"", buf_text(&text));
             struct buf line = read_file(path);
             struct json_fault f;
-            if (!json_check(buf_bytes(&line), 1, &f))
-                fail_msg("%s: %s", f.reason, buf_text(&line));
+            if (!json_check(buf_bytes(&line), 1, &f)) fail_msg("%s: %s", f.reason, buf_text(&line));
             assert_ptr_equal(strchr(line.data, '\n'), line.data + line.len - 1);
             buf_done(&text);
             buf_done(&line);

@@ -43,9 +43,7 @@ static void reopen_redis(const struct redis_options *o)
 
 static void use_server(void)
 {
-    options = (struct redis_options){
-        .timeout_ms = 2000, .client_name = "tested", .pollset = pollset
-    };
+    options = (struct redis_options){ .timeout_ms = 2000, .client_name = "tested", .pollset = pollset };
     snprintf(options.url.servers[0].host, sizeof options.url.servers[0].host, "%s", server.path);
 }
 

@@ -135,7 +135,8 @@ static void the_other_primaries_are_known_with_slots_or_without(void **state)
 {
     (void)state;
     static const char text[] =
-        "07c37dfeb235213a872192d90877d0cd55635b91 10.0.0.2:30004@31004 slave e7d1eecce10fd6bb5eb35b9f99a514335d9ba9ca 0 1 4 "
+        "07c37dfeb235213a872192d90877d0cd55635b91 10.0.0.2:30004@31004 slave e7d1eecce10fd6bb5eb35b9f99a514335d9ba9ca "
+        "0 1 4 "
         "connected\n"
         "67ed2db8d677e59ec4a4cefb06858cf2a1a89fa1 10.0.0.3:30002@31002,host-3 master - 0 1426238316232 2 connected "
         "5461-10922 [93-<-292f8b365bb7edb5e285caf0b7e6ddc7265d2f4f]\n"

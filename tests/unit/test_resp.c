@@ -41,7 +41,8 @@ static void what_is_not_too_long_passes_as_it_is(void **state)
     static const struct bytes whole[] = {
         BYTES_LITERAL("*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$8\r\n12345678\r\n"),
         BYTES_LITERAL("*3\r\n$8\r\n\r\n$900\r\n\r\n$0\r\n\r\n$-1\r\n:12\r\n"), /* a string may hold anything */
-        BYTES_LITERAL("+OK\r\n-ERR a line that is much longer than any length of a string could ever be $12\r\n*-1\r\n"),
+        BYTES_LITERAL(
+            "+OK\r\n-ERR a line that is much longer than any length of a string could ever be $12\r\n*-1\r\n"),
         BYTES_LITERAL("*2\r\n*2\r\n$1\r\n\0\r\n*0\r\n:-5\r\n"),
         BYTES_LITERAL("-$99 is no length, and neither is what stands behind 32 bytes of it: $99\r\n$1\r\na\r\n"),
     };

@@ -422,9 +422,9 @@ static void of_a_large_table_only_what_is_touched_is_in_memory(void **state)
     (void)state;
     struct session_cache *c = open_cache(64 << 20);
     char id[40];
-    for (uint32_t i = 0; i < 64; i++)
-        note_write(c, world_id(i, id), "x");
-    assert_in_range(resident_kib(), 1, 64 * 5 * 4); /* five pages each; beside each page the kernel would map up to fifteen more */
+    for (uint32_t i = 0; i < 64; i++) note_write(c, world_id(i, id), "x");
+    assert_in_range(resident_kib(), 1,
+                    64 * 5 * 4); /* five pages each; beside each page the kernel would map up to fifteen more */
     session_cache_close(c);
 }
 

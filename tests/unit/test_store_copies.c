@@ -402,8 +402,8 @@ static void a_write_that_redis_tells_of_first_leaves_a_copy_to_go_on_from(void *
     buf_done(&s.seen);
 }
 
-/* In a task a read that finds another document than the copy has it read once more, with its life, and does not wait for
- * that. Whoever closes the store does. */
+/* In a task a read that finds another document than the copy has it read once more, with its life, and does not wait
+ * for that. Whoever closes the store does. */
 static void read_what_has_changed(void *arg)
 {
     struct store_redis *sr = arg;

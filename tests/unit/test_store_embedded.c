@@ -234,7 +234,8 @@ static void a_write_past_its_deadline_is_not_done(void **state)
     clock_set(-1, 1060);
     one_round(&c);
     assert_true(late.done && !late.ok && late.err.kind == ERR_UNAVAILABLE);
-    assert_false(c.ops->create(c.self, "late", BYTES_LITERAL("{}"), TERMS(LONG_MS), 1060, &res, &e)); /* and without a task */
+    assert_false(
+        c.ops->create(c.self, "late", BYTES_LITERAL("{}"), TERMS(LONG_MS), 1060, &res, &e)); /* and without a task */
     assert_int_equal(e.kind, ERR_UNAVAILABLE);
     clock_set(-1, -1);
     assert_false(is_there(&c, "late"));

@@ -270,7 +270,8 @@ static void forward(int client, int redis_fd)
 
 static struct store_case open_behind_proxy(void)
 {
-    struct store_redis_options o = { .connection = { .timeout_ms = 5000, .client_name = "tested" }, .most_events = 1000 };
+    struct store_redis_options o = { .connection = { .timeout_ms = 5000, .client_name = "tested" },
+                                     .most_events = 1000 };
     struct redis_address *at = &o.connection.url.servers[0];
     struct sockaddr_un address = { .sun_family = AF_UNIX }, to = { .sun_family = AF_UNIX };
     snprintf(at->host, sizeof at->host, "%s/proxy", server.dir);
