@@ -21,7 +21,8 @@ class Watched:
         first = servers.enter_context(Redis(folder, "first", **login))
         others = [servers.enter_context(Redis(folder, f"replica{i}", replicaof=f"127.0.0.1 {first.port}", **login))
                   for i in range(replicas)]
-        wait_until(lambda: all(s.call("ROLE")[3] == b"connected" for s in others), "the replicas are in step")
+        wait_until(lambda: all(s.call("ROLE")[3] == b"connected" for s in others) and
+                   first.call("INFO", "replication").count(b"state=online") == replicas, "the replicas are in step")
         self.servers = {str(server.port): server for server in (first, *others)}
         self.sentinels = [servers.enter_context(Sentinel(folder, f"sentinel{i}", first, SENTINEL_PASSWORD))
                           for i in range(3)]
