@@ -256,7 +256,7 @@ bool store_check(struct store *st, enum store_place place, int64_t deadline_ms, 
     if (place == STORE_EMBEDDED) return store_embedded_ready(st->embedded, deadline_ms, e);
     if (store_redis_is_away(st)) return err_set_away(e, "redis is away");
     bool ok = store_redis_ready(st->redis, deadline_ms, e);
-    if (!ok && e->away) shelter_report(st->shelter, e);
+    if (!ok && e->away && st->shelter != NULL) shelter_report(st->shelter, e);
     return ok;
 }
 
@@ -336,24 +336,33 @@ static bool open_embedded(struct store *st, const struct config *cfg, struct err
     return st->embedded != NULL;
 }
 
-/* Redis, the copies of what it holds, and what this node does without it. */
-static bool open_redis(struct store *st, const struct config *cfg, struct pollset *pollset, struct err *e)
+static bool open_copies(struct store *st, const struct config *cfg, struct err *e)
 {
-    struct redis_options o = { .sentinel_password = cfg->redis_sentinel_password,
-                               .timeout_ms = cfg->redis_timeout_ms,
-                               .wait_replicas = (int)cfg->session_redis_wait_replicas,
-                               .client_name = "hyperpage-fcgi",
-                               .pollset = pollset };
-    if (!redis_url_parse(cfg->redis_url, &o.url, e)) return false;
     st->copies = session_cache_open(cfg->run_dir, cfg->session_cache_bytes, e);
     if (st->copies == NULL) return false;
-    if (cfg->session_cache_reads && (st->coordination = coordination_open(cfg->run_dir, e)) == NULL) return false;
-    struct store_redis_options so = {
-        .connection = o, .most_events = cfg->session_events_max, .copies = st->copies, .coherence = st->coordination
-    };
-    st->redis = store_redis_open(&so);
+    return !cfg->session_cache_reads || (st->coordination = coordination_open(cfg->run_dir, e)) != NULL;
+}
+
+static bool open_redis(struct store *st, const struct config *cfg, const char *client_name, struct pollset *pollset,
+                       struct err *e)
+{
+    struct store_redis_options o = { .connection = { .sentinel_password = cfg->redis_sentinel_password,
+                                                     .timeout_ms = cfg->redis_timeout_ms,
+                                                     .wait_replicas = (int)cfg->session_redis_wait_replicas,
+                                                     .client_name = client_name,
+                                                     .pollset = pollset },
+                                     .most_events = cfg->session_events_max,
+                                     .copies = st->copies,
+                                     .coherence = st->coordination };
+    if (!redis_url_parse(cfg->redis_url, &o.connection.url, e)) return false;
+    st->redis = store_redis_open(&o);
     st->home = (struct place){ &store_redis_ops, st->redis };
-    if (cfg->session_fallback_to_memory && !open_embedded(st, cfg, e)) return false;
+    return !cfg->session_fallback_to_memory || open_embedded(st, cfg, e);
+}
+
+/* What this node does while Redis is away. */
+static bool open_shelter(struct store *st, const struct config *cfg, struct err *e)
+{
     gethostname(st->node, sizeof st->node - 1);
     struct shelter_options s = { .run_dir = cfg->run_dir,
                                  .redis = st->redis,
@@ -368,12 +377,30 @@ static bool open_redis(struct store *st, const struct config *cfg, struct pollse
     return st->shelter != NULL;
 }
 
+static bool open_home(struct store *st, const struct config *cfg, struct err *e)
+{
+    bool ok = open_embedded(st, cfg, e);
+    st->home = (struct place){ &store_embedded_ops, st->embedded };
+    return ok;
+}
+
 struct store *store_open(const struct config *cfg, struct pollset *pollset, struct err *e)
 {
     struct store *st = mem_alloc(sizeof *st);
-    bool ok = cfg->redis_url[0] != '\0' ? open_redis(st, cfg, pollset, e) : open_embedded(st, cfg, e);
-    if (ok && st->redis == NULL) st->home = (struct place){ &store_embedded_ops, st->embedded };
+    bool ok =
+        cfg->redis_url[0] == '\0'
+            ? open_home(st, cfg, e)
+            : open_copies(st, cfg, e) && open_redis(st, cfg, "hyperpage-fcgi", pollset, e) && open_shelter(st, cfg, e);
     if (ok) return st;
+    store_close(st);
+    return NULL;
+}
+
+struct store *store_open_alone(const struct config *cfg, struct pollset *pollset, struct err *e)
+{
+    struct store *st = mem_alloc(sizeof *st);
+    bool redis = cfg->redis_url[0] != '\0';
+    if (redis ? open_redis(st, cfg, "hyperpagectl", pollset, e) : open_home(st, cfg, e)) return st;
     store_close(st);
     return NULL;
 }

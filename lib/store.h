@@ -15,6 +15,11 @@ struct redis;
 struct store *store_open(const struct config *cfg, struct pollset *pollset, struct err *e);
 void store_close(struct store *st);
 
+/* For whoever looks at a place from outside, as the operator's tool does: that place alone, which may be another one than
+ * the pool of this RUN_DIR uses. So nothing of RUN_DIR is touched: neither its copies, nor its breaker; nor is the
+ * embedded store taken for a refuge whose sessions are Redis' from now on. */
+struct store *store_open_alone(const struct config *cfg, struct pollset *pollset, struct err *e);
+
 /* What the store asks of Redis with, for whoever else in this process has something to ask there, flushed with the
  * store; NULL where it keeps sessions elsewhere. */
 struct redis *store_connection(const struct store *st);

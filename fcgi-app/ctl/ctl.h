@@ -82,8 +82,16 @@ bool node_until(bool (*holds)(void *ctx), void *ctx, const struct daemon *p, int
 
 /* --- ctl_store.c --- */
 
-/* `pollset` NULL: for use outside of tasks. NULL: *code says why, as has been said. */
+/* Where our options say that sessions are, which need not be where the pool keeps them: alone, see store.h. `pollset`
+ * NULL: for use outside of tasks. NULL: *code says why, as has been said. */
 struct store *ctl_open_store(struct ctl *c, struct pollset *pollset, enum ctl_exit *code);
+
+/* The same for commands about the pool's sessions: that it keeps them elsewhere is said, and stops nothing. */
+struct store *ctl_open_pools_store(struct ctl *c, enum ctl_exit *code);
+
+/* Where the pool of this RUN_DIR keeps its sessions; unknown where none runs, or none has looked yet. */
+enum ctl_home { CTL_HOME_UNKNOWN, CTL_HOME_EMBEDDED, CTL_HOME_REDIS };
+enum ctl_home ctl_home_of_pool(const struct ctl *c);
 
 /* --- ctl_sessions.c --- */
 

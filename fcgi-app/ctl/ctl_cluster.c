@@ -76,8 +76,7 @@ static enum ctl_exit step_down(struct ctl *c, struct node *n)
     if (!l.is_leader)
         return ctl_fail(CTL_NOT_SO, "this node does not lead: %s does", l.leader[0] ? l.leader : "nobody");
     if (c->config->redis_url[0] == '\0') return ctl_fail(CTL_NOT_SO, "without REDIS_URL a node is alone");
-    if (c->flag[CTL_WAIT] != NULL && is_alone(n))
-        return ctl_fail(CTL_NOT_SO, "there is no other node that could lead: this one leads on");
+    if (is_alone(n)) return ctl_fail(CTL_NOT_SO, "there is no other node that could lead: this one leads on");
     if (!daemon_signal(&n->coordinator, SIGUSR2, &e)) return ctl_failed(c, &e);
     if (c->flag[CTL_WAIT] != NULL && !node_until(another_leads, n, &n->coordinator, c->deadline_ms))
         return ctl_fail(CTL_TIMED_OUT, "not within the --timeout: no other node leads");
@@ -128,7 +127,7 @@ static bool name_of_node(struct ctl *c, char pod[COORDINATION_NAME_BYTES], struc
     return pod[0] != '\0' || pod_name(c->config, pod, e);
 }
 
-static enum ctl_exit send_letter(struct ctl *c, const struct letter *l)
+static enum ctl_exit send_letter(struct ctl *c, const struct letter *l, int64_t *receivers)
 {
     const struct config *cfg = c->config;
     struct redis_options o = { .sentinel_password = cfg->redis_sentinel_password,
@@ -138,7 +137,7 @@ static enum ctl_exit send_letter(struct ctl *c, const struct letter *l)
     struct redis *redis = NULL;
     struct err e;
     char pod[COORDINATION_NAME_BYTES], id[IDS_TEXT_BYTES];
-    int64_t receivers = 0;
+    *receivers = 0;
     _Static_assert(COORDINATION_NAME_BYTES >= POD_NAME_BYTES, "pod_name() writes that much");
     if (cfg->redis_url[0] == '\0' || !cfg->pod_coordination_enabled)
         return ctl_fail(CTL_USAGE, "without REDIS_URL and POD_COORDINATION_ENABLED this node knows no others");
@@ -146,15 +145,15 @@ static enum ctl_exit send_letter(struct ctl *c, const struct letter *l)
     if (ok) {
         redis = redis_open(&o);
         messenger_init(&messenger, redis, cfg->pod_channel_prefix, pod, "ctl");
-        ok = messenger_send(&messenger, l->channel, l->type, l->priority, l->payload, c->deadline_ms, id, &receivers,
-                            &e);
+        ok =
+            messenger_send(&messenger, l->channel, l->type, l->priority, l->payload, c->deadline_ms, id, receivers, &e);
     }
     redis_close(redis);
     if (!ok) return ctl_failed(c, &e);
     struct buf name = BUF_INIT(IDS_TEXT_BYTES + 8);
     buf_printf(&name, "msg-%s", id);
     report_text(&c->report, "messageId", buf_bytes(&name));
-    report_number(&c->report, "receivers", receivers);
+    report_number(&c->report, "receivers", *receivers);
     buf_done(&name);
     return CTL_OK;
 }
@@ -172,7 +171,8 @@ enum ctl_exit cluster_send(struct ctl *c)
         return ctl_fail(CTL_USAGE, "--priority %s: allowed is low, normal, high", priority);
     if (pod != NULL && !ids_read(bytes_of(pod), l.channel))
         return ctl_fail(CTL_USAGE, "--pod %s: allowed are 1 to 128 of A-Z a-z 0-9 . _ -", pod);
-    return send_letter(c, &l);
+    int64_t receivers;
+    return send_letter(c, &l, &receivers);
 }
 
 /* --- cleanup --- */
@@ -212,7 +212,10 @@ static enum ctl_exit ask_for_cleanup(struct ctl *c, struct node *n)
     buf_puts(&payload, "}");
     l.payload = buf_bytes(&payload);
     memcpy(l.channel, "all", sizeof "all");
-    enum ctl_exit code = send_letter(c, &l);
+    int64_t receivers = 0;
+    enum ctl_exit code = send_letter(c, &l, &receivers);
+    if (code == CTL_OK && receivers == 0)
+        code = ctl_fail(CTL_UNREACHABLE, "no coordinator has heard it: does this node's use the same REDIS_URL?");
     if (code == CTL_OK && c->flag[CTL_WAIT] != NULL && !node_until(is_clean, &w, &n->coordinator, c->deadline_ms))
         code = ctl_fail(CTL_TIMED_OUT, "not within the --timeout: the cleanup has not ended");
     buf_done(&payload);

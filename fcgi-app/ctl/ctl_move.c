@@ -406,6 +406,10 @@ enum ctl_exit store_import(struct ctl *c)
     im->from_fd = is_dash(c->word[0]) ? STDIN_FILENO : open(c->word[0], O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (im->from_fd < 0) im->code = ctl_fail(CTL_USAGE, "%s: %s", c->word[0], strerror(errno));
     if (im->code == CTL_OK && (ps = pollset_new(&e)) == NULL) im->code = ctl_failed(c, &e);
+    if (im->code == CTL_OK && cfg->redis_url[0] == '\0' && ctl_home_of_pool(c) == CTL_HOME_REDIS)
+        im->code =
+            ctl_fail(CTL_NOT_SO,
+                     "the pool that runs here keeps its sessions in Redis, and would take these there: stop it first");
     if (im->code == CTL_OK) im->store = ctl_open_store(c, ps, &im->code);
     /* Else the first lines would go into the refuge, for later. */
     if (im->store != NULL && store_uses(im->store, STORE_REDIS) &&

@@ -35,13 +35,16 @@ enum ctl_exit sessions_list(struct ctl *c)
     struct life_rules life = { .ttl_ms = cfg->session_default_ttl_seconds * 1000,
                                .absolute_ms = cfg->session_absolute_ttl_seconds * 1000 };
     if (!is_user(c->word[0])) return ctl_fail(CTL_USAGE, "USER: allowed are 1 to %d bytes", STORE_USER_BYTES - 1);
-    struct store *st = ctl_open_store(c, NULL, &code);
+    struct store *st = ctl_open_pools_store(c, &code);
     if (st == NULL) return code;
     report_string(&c->report, "userId", c->word[0]);
     report_open_list(&c->report, "sessions");
-    if (!user_sessions_each(st, &life, c->word[0], c->deadline_ms, tell_session, &c->report, &e))
-        code = ctl_failed(c, &e);
+    bool all = user_sessions_each(st, &life, c->word[0], c->deadline_ms, tell_session, &c->report, &e);
     report_close_list(&c->report);
+    if (!all) {
+        code = ctl_failed(c, &e);
+        report_forget(&c->report);
+    }
     store_close(st);
     return code;
 }
@@ -52,10 +55,11 @@ enum ctl_exit sessions_revoke(struct ctl *c)
     enum ctl_exit code = CTL_OK;
     int64_t revoked;
     if (!is_user(c->word[0])) return ctl_fail(CTL_USAGE, "USER: allowed are 1 to %d bytes", STORE_USER_BYTES - 1);
-    struct store *st = ctl_open_store(c, NULL, &code);
+    struct store *st = ctl_open_pools_store(c, &code);
     if (st == NULL) return code;
-    if (!user_sessions_revoke(st, c->word[0], c->deadline_ms, &revoked, &e)) code = ctl_failed(c, &e);
-    report_number(&c->report, "revoked", revoked);
+    bool all = user_sessions_revoke(st, c->word[0], c->deadline_ms, &revoked, &e);
+    if (!all) code = ctl_failed(c, &e);
+    if (all || revoked > 0) report_number(&c->report, "revoked", revoked);
     store_close(st);
     return code;
 }
@@ -76,7 +80,7 @@ enum ctl_exit sessions_show(struct ctl *c)
     char id[IDS_TEXT_BYTES];
     enum ctl_exit code = ctl_read_id(c->word[0], id);
     if (code != CTL_OK) return code;
-    struct store *st = ctl_open_store(c, NULL, &code);
+    struct store *st = ctl_open_pools_store(c, &code);
     if (st == NULL) return code;
     if (!store_get(st, id, STORE_ASK_LIFE, c->deadline_ms, &doc, &res, &e)) {
         code = ctl_failed(c, &e);
@@ -97,7 +101,7 @@ enum ctl_exit sessions_count(struct ctl *c)
     struct err e;
     enum ctl_exit code = CTL_OK;
     int64_t sessions = 0;
-    struct store *st = ctl_open_store(c, NULL, &code);
+    struct store *st = ctl_open_pools_store(c, &code);
     if (st == NULL) return code;
     if (store_count(st, c->deadline_ms, &sessions, &e))
         report_number(&c->report, "sessions", sessions);

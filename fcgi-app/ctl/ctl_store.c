@@ -68,14 +68,37 @@ enum ctl_exit cache_flush(struct ctl *c)
 
 /* --- the places --- */
 
-/* The pool's cache stays as large as it is, whatever our options say. */
+enum ctl_home ctl_home_of_pool(const struct ctl *c)
+{
+    struct node n;
+    struct err e;
+    enum ctl_home home = CTL_HOME_UNKNOWN;
+    if (node_open(&n, c->config, &e) && n.master.pid != 0) {
+        int state = atomic_load(&shared_check(n.shared, DEPENDENCY_REDIS)->state);
+        if (state != CHECK_UNKNOWN) home = state == CHECK_UNUSED ? CTL_HOME_EMBEDDED : CTL_HOME_REDIS;
+    }
+    node_close(&n);
+    return home;
+}
+
 struct store *ctl_open_store(struct ctl *c, struct pollset *pollset, enum ctl_exit *code)
 {
     struct err e;
-    c->config->session_cache_bytes = SESSION_CACHE_AS_IT_IS;
-    struct store *st = store_open(c->config, pollset, &e);
+    struct store *st = store_open_alone(c->config, pollset, &e);
     if (st == NULL) *code = ctl_failed(c, &e);
     return st;
+}
+
+struct store *ctl_open_pools_store(struct ctl *c, enum ctl_exit *code)
+{
+    enum ctl_home home = ctl_home_of_pool(c);
+    bool redis = c->config->redis_url[0] != '\0';
+    if (home == CTL_HOME_REDIS && !redis)
+        ctl_fail(*code,
+                 "the pool that runs here keeps its sessions in Redis; without its REDIS_URL this looks elsewhere");
+    if (home == CTL_HOME_EMBEDDED && redis)
+        ctl_fail(*code, "the pool that runs here keeps its sessions in its embedded store; this looks into Redis");
+    return ctl_open_store(c, NULL, code);
 }
 
 static enum ctl_exit look_at(struct ctl *c, struct store *st, enum store_place place, const char *name)

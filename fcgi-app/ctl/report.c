@@ -14,6 +14,15 @@ void report_init(struct report *r, bool json)
     if (json) buf_puts(&r->text, "{");
 }
 
+void report_forget(struct report *r)
+{
+    r->text.len = 0;
+    if (r->json) buf_puts(&r->text, "{");
+    r->level = 0;
+    r->in_row = false;
+    r->first = true;
+}
+
 bool report_print(struct report *r)
 {
     if (r->json) buf_puts(&r->text, "}\n");

@@ -20,6 +20,7 @@ struct report {
 };
 
 void report_init(struct report *r, bool json);
+void report_forget(struct report *r); /* what was told so far was not all, so it is nothing */
 bool report_print(struct report *r); /* ends it; false: it cannot be written */
 void report_done(struct report *r);
 

@@ -220,9 +220,10 @@ void coordination_send(struct exchange *x)
     if (!json_check(x->rq.body, MOST_LEVELS, &fault))
         response_fault(&x->rs, 400, fault.kind == JSON_MALFORMED ? "INVALID_JSON" : "INVALID_MESSAGE",
                        "The request body is not a message", &fault);
-    else if (x->api->redis == NULL)
+    else if (x->api->redis == NULL) {
+        x->planned = true; /* it has been told to know none */
         response_error(&x->rs, 503, "COORDINATION_UNAVAILABLE", "This node knows no others");
-    else if (read_order(x, x->rq.body, &o, &text))
+    } else if (read_order(x, x->rq.body, &o, &text))
         send_order(x, &o);
     buf_done(&text);
 }

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from servers import Pool, Redis, wait_until
+from servers import Coordinator, Pool, Redis, wait_until
 from test_ctl import CTL, NOT_SO, OK, TIMED_OUT, UNREACHABLE, USAGE, ctl_with
 
 MANY = 10_000
@@ -318,3 +318,72 @@ def test_the_timeout_counts_where_it_is_given(folder):
         process.stdin.close()
     assert process.wait() == TIMED_OUT
     process.stderr.close()
+
+
+# --- beside a pool that keeps its sessions elsewhere: the tool asks the place it was told of, and touches nothing of the pool's ---
+
+def create(pool):
+    answer = pool.ask("GET", "/api/sessions")
+    assert answer.status == 200, answer.body
+    return json.loads(answer.body)["sessionId"]
+
+
+def on_node(pool, *words, url, code=OK, **more):
+    """hyperpagectl with the node's own folders, and another REDIS_URL."""
+    answer = ctl_with({**pool.env, "REDIS_URL": url, "REDIS_TIMEOUT_MS": "2000"}, *words, "--json", **more)
+    assert answer.code == code, (answer.code, answer.out, answer.err)
+    return answer
+
+
+def test_looking_into_redis_takes_no_session_from_an_embedded_pool(folder, servers, redis):
+    pool = servers.enter_context(Pool(folder))
+    ids = [create(pool) for _ in range(3)]
+    out = folder / "out"
+    for words in (("store", "check"), ("sessions", "count"), ("sessions", "list", "alice"), ("migrate",), ("store", "export", out)):
+        on_node(pool, *words, url=redis.url)
+    assert out.read_bytes() == b""
+    on_node(pool, "store", "export", out, url="")
+    assert on_node(pool, "store", "import", out, "--dry-run", url=redis.url).json["created"] == 3
+    assert not redis.call("KEYS", KEY + "*"), "a dry run sends nothing"
+    assert on_node(pool, "store", "import", out, url=redis.url).json["created"] == 3
+    assert len(redis.call("KEYS", KEY + "*")) == 3
+    assert [pool.ask("GET", f"/api/sessions/{i}").status for i in ids] == [200] * 3
+    answer = on_node(pool, "sessions", "count", url=redis.url)
+    assert answer.json == {"sessions": 3} and "in its embedded store; this looks into Redis" in answer.err
+
+
+def test_another_redis_is_asked_itself_and_its_answers_are_not_the_node_s(folder, servers, redis):
+    other = servers.enter_context(Redis(folder, "other"))
+    coordinator = servers.enter_context(Coordinator(folder, "node", REDIS_URL=redis.url))
+    pool = servers.enter_context(Pool(folder, RUN_DIR=coordinator.run_dir, REDIS_URL=redis.url, STATE_DIR=coordinator.env["STATE_DIR"]))
+    wait_until(lambda: "cache is coherent" in coordinator.log(), "reads are answered from copies")
+    session_id = create(pool)
+    write = lambda v: pool.ask("PATCH", f"/api/sessions/{session_id}", {"v": v})
+    read_v = lambda: json.loads(pool.ask("GET", f"/api/sessions/{session_id}").body)["session"]["v"]
+    out = folder / "out"
+    assert write(1).status == 200 and read_v() == 1
+    on_node(pool, "store", "export", out, url=redis.url)
+    assert write(2).status == 200
+    assert on_node(pool, "store", "import", out, "--dry-run", url=other.url).json["created"] == 1
+    assert on_node(pool, "store", "import", out, url=other.url).json["created"] == 1
+    assert read_v() == 2
+    assert on_node(pool, "sessions", "show", session_id, url=other.url).json["session"]["v"] == 1
+    for words in (("sessions", "show", session_id), ("sessions", "count"), ("store", "check")):
+        on_node(pool, *words, url="redis://127.0.0.1:1", code=UNREACHABLE)
+    answer = pool.ask("GET", f"/api/sessions/{session_id}")
+    assert answer.status == 200 and "X-Session-Store" not in answer.headers and "redis lost" not in pool.log()
+
+
+def test_what_a_pool_on_redis_would_take_is_not_brought_into_its_embedded_store(folder, servers, redis):
+    pool = servers.enter_context(Pool(folder, REDIS_URL=redis.url))
+    session_id = create(pool)
+    out = folder / "out"
+    on_node(pool, "store", "export", out, url=redis.url)
+    wait_until(lambda: pool.ask("GET", "/api/health/ready").status == 200, "the keeper has looked")
+    answer = on_node(pool, "store", "import", out, url="", code=NOT_SO)
+    assert "keeps its sessions in Redis, and would take these there" in answer.err
+    assert "without its REDIS_URL this looks elsewhere" in on_node(pool, "sessions", "count", url="").err
+    pool.stop()
+    assert on_node(pool, "store", "import", out, url="").json["created"] == 1
+    with Pool(folder, STATE_DIR=pool.env["STATE_DIR"]) as embedded:
+        assert embedded.ask("GET", f"/api/sessions/{session_id}").status == 200
