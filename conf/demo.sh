@@ -154,9 +154,10 @@ on, it has that too:
     curl -i localhost:$PORT/api/sessions/\$ID
 END
 
-# Whoever was killed is started again, as systemd would; a pool that has ended well has an heir.
-while { wait -n -p pid; code=$?; } 2> /dev/null; ((code > 128)) || [[ ${name[$pid]} == pool* && $code == 0 ]]; do
-    ((code == 0)) || run "${name[$pid]}"
+# Whoever was killed is started again, as systemd would; a pool that has ended well has an heir, and one that was drained (3)
+# is to stay down.
+while { wait -n -p pid; code=$?; } 2> /dev/null; ((code > 128)) || [[ ${name[$pid]} == pool* && ($code == 0 || $code == 3) ]]; do
+    ((code == 0 || code == 3)) || run "${name[$pid]}"
 done
 echo "demo: ${name[$pid]} ended with code $code; its last words were:" >&2
 tail -n 3 "$D/${name[$pid]}.log" >&2

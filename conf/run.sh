@@ -23,6 +23,7 @@ export RUN_DIR STATE_DIR LOG_DIR=${LOG_DIR:-$RUN_DIR} LISTEN=${LISTEN:-unix:$RUN
 case $LISTEN in /*) LISTEN=unix:$LISTEN ;; esac
 
 [[ $PORT =~ ^[1-9][0-9]{0,4}$ && $PORT -le 65535 ]] || fail "PORT=$PORT is not a port: 1 to 65535"
+getent ahosts "$BIND" > /dev/null || fail "BIND=$BIND is no address of this machine"
 [[ $FRONT == lighttpd || $FRONT == nginx ]] || fail "FRONT=$FRONT is not known: lighttpd or nginx"
 for folder in RUN_DIR STATE_DIR; do
     mkdir -p -- "${!folder}" 2> /dev/null || fail "$folder=${!folder} cannot be made"
@@ -125,7 +126,8 @@ start pool "$BUILD/hyperpage-fcgi" &&
     await coordinator_works &&
     start "$FRONT" "${front[@]}" &&
     await listening "$here:$PORT" &&
-    printf '%s\n' "http://localhost:$PORT/status/" "curl -i http://localhost:$PORT/api/sessions"
+    printf '%s\n' "http://localhost:$PORT/status/" "RUN_DIR=${RUN_DIR@Q} STATE_DIR=${STATE_DIR@Q} ${BUILD@Q}/hyperpagectl status" \
+        "curl -i http://localhost:$PORT/api/sessions"
 
 while wait -n -p pid; code=$?; [[ ${name[$pid]} == pool && $code == 0 ]] && find_master; do
     # A new binary has taken over: a child of ours ends when it does.

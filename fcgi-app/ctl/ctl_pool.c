@@ -137,6 +137,7 @@ enum ctl_exit pool_status(struct ctl *c)
         tell_pool(c, &n);
         tell_coordinator(&c->report, &n);
         if (n.slot != NULL) tell_health(c, &n);
+        if (n.breaker != NULL) report_number(&c->report, "dirtySessions", breaker_dirty(n.breaker));
         if (n.slot != NULL) tell_workers(&c->report, &n);
     } else {
         code = ctl_failed(c, &e);

@@ -245,7 +245,8 @@ static const struct command *find_command(struct ctl *c, const char *words[], si
         if (strlen(words[0]) != first || memcmp(words[0], commands[i].name, first) != 0) continue;
         if (blank != NULL && (count < 2 || strcmp(words[1], blank + 1) != 0)) continue;
         if (count - taken < commands[i].least || count - taken > commands[i].most) {
-            ctl_fail(CTL_USAGE, "usage: hyperpagectl %s %s (see --help)", commands[i].name, commands[i].words);
+            ctl_fail(CTL_USAGE, "usage: hyperpagectl %s%s%s (see --help)", commands[i].name,
+                     commands[i].words[0] != '\0' ? " " : "", commands[i].words);
             return NULL;
         }
         for (size_t w = taken; w < count; w++) c->word[w - taken] = words[w];

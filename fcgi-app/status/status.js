@@ -125,7 +125,7 @@ const texts = {
   pods: ({ now: { coordination: c } }) => c.coordinator.alive ? plural(c.podCount, "pod") : "",
   coordinator: ({ now: { store, coordination: { coordinator: c } } }) => {
     const hears = c.subscribed ? "listens to others" : store.breaker === null ? "needs no others" : "does not hear others";
-    return c.alive ? `${hears}, loop late by ${c.loopLagMs} ms` : "does not run";
+    return c.alive ? `${hears}, loop late by ${c.loopLagMs}\u00a0ms` : "does not run";
   },
   leader: (v) => {
     const { leaderId, isSelf, since } = v.now.coordination.leader;

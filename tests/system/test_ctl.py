@@ -390,6 +390,8 @@ def test_a_store_that_is_away_is_3(folder, servers, redis):
     for words in (["sessions", "count"], ["store", "export", folder / "out"], ["sessions", "list", "ann"]):
         answer = ctl_with(env, *words)
         assert answer.code == UNREACHABLE and len(answer.err.splitlines()) == 1, answer.err
+    for words in (["sessions", "list", "ann"], ["sessions", "revoke", "ann"]):
+        assert ctl_with(env, *words, "--json").out in ("", "{}\n"), "what is not known is not told as none"
     answer = ctl_with(env, "store", "check", "--json")
     assert answer.code == UNREACHABLE and answer.json["redis"]["status"] == "down"
     assert answer.json["embedded"]["status"] == "up"
@@ -466,8 +468,9 @@ def test_who_is_alone_does_not_wait_for_another_to_lead(folder, servers, redis):
     node = servers.enter_context(Coordinator(folder, "node", REDIS_URL=redis.url))
     wait_until(lambda: node.view()["is_leader"] and node.view()["pod_count"] == 1, "it leads")
     term = look(node, "leader")["term"]
-    answer = ctl(node, "leader", "--step-down", "--wait")
-    assert answer.code == NOT_SO and "no other node" in answer.err
+    for more in ([], ["--wait"]):
+        answer = ctl(node, "leader", "--step-down", *more)
+        assert answer.code == NOT_SO and "no other node" in answer.err
     assert look(node, "leader")["isLeader"] and look(node, "leader")["term"] == term
 
 
@@ -481,12 +484,15 @@ def test_a_message_reaches_all_nodes_or_one(two_nodes):
     wait_until(lambda: two_nodes[0].view()["messages"]["broadcast"] >= 1, "it has come")
 
 
-def test_a_cleanup_is_done_when_it_says_so(redis, two_nodes):
+def test_a_cleanup_is_done_when_it_says_so(folder, servers, redis, two_nodes):
     leader, follower = two_nodes
     wait_until(lambda: redis.call("GET", "hyperpage:cleanup") is not None, "the first cleanup of the hour")
     wait_until(lambda: leader.view()["metrics"]["cleanup_runs_total"] == 1, "it is done")
     redis.call("SET", "hyperpage:session:forever", "{}")
     assert ctl(follower, "cleanup", "--now").code == NOT_SO
+    elsewhere = {**leader.env, "REDIS_URL": servers.enter_context(Redis(folder, "elsewhere")).url}
+    answer = ctl_with(elsewhere, "cleanup", "--now", "--wait", "--timeout", "20")
+    assert answer.code == UNREACHABLE and "no coordinator has heard it" in answer.err
     assert ctl(leader, "cleanup", "--now", "--wait", "--timeout", "20").code == OK
     assert redis.call("TTL", "hyperpage:session:forever") > 0
 
