@@ -176,7 +176,8 @@ def test_one_second_of_top_counts_what_happens(pool):
         done.set()
         asking.join()
     assert top["requestsPerSecond"] > 10 and float(top["p50Seconds"]) <= float(top["p99Seconds"])
-    assert abs(sum(w["requestsPerSecond"] for w in top["workers"]) - top["requestsPerSecond"]) <= 5
+    # Each is read at its own moment, while requests go on: some thousands a second.
+    assert sum(w["requestsPerSecond"] for w in top["workers"]) == pytest.approx(top["requestsPerSecond"], rel=0.05)
     assert look(pool, "top")["requestsPerSecond"] == 0
 
 
