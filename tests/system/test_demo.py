@@ -1,6 +1,7 @@
 """conf/demo.sh: what it starts, that all it says can be tried works, and that nothing of it stays."""
 
 import contextlib
+import os
 import pathlib
 import random
 import re
@@ -82,6 +83,16 @@ def end(demo):
     assert demo.process.wait(timeout=40) == 0, demo.log()
     assert [pid for pid in pids if alive(pid)] == [] and not place.exists()
     assert not any(accepts(("127.0.0.1", demo.port + n)) for n in range(1 + NODES))
+
+
+def test_a_pool_that_is_drained_stays_down_and_the_others_go_on(demo):
+    node = demo.place() / "node3"
+    subprocess.run([BUILD / "hyperpagectl", "drain", "--wait"], check=True, timeout=40,
+                   env={**os.environ, "RUN_DIR": str(node / "run"), "STATE_DIR": str(node / "state")})
+    wait_until(lambda: ask(demo.port + 3, "GET", "/api/health/ready").status == 503, "nobody serves there")
+    wait_until(lambda: [ask(demo.port, "GET", "/api/sessions").status for _ in range(10)] == [200] * 10, "the balancer has seen it")
+    demo.signal(signal.SIGINT)
+    assert demo.process.wait(timeout=40) == 0, demo.log()
 
 
 def test_the_status_pages_are_there(demo):
