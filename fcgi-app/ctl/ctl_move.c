@@ -359,7 +359,6 @@ static void import_lines(struct import *im, struct arrival *arrivals, struct pol
             task_start(take_in, &arrivals[count]);
         }
         rounds_run(ps, im->store);
-        if (im->code == CTL_OK && store_redis_is_away(im->store)) im->code = ctl_fail(CTL_UNREACHABLE, "redis is away");
         if (im->code == CTL_OK && clock_mono_ms() >= im->c->deadline_ms)
             im->code = ctl_fail(CTL_TIMED_OUT, "not within the --timeout");
     }
@@ -411,7 +410,7 @@ enum ctl_exit store_import(struct ctl *c)
             ctl_fail(CTL_NOT_SO,
                      "the pool that runs here keeps its sessions in Redis, and would take these there: stop it first");
     if (im->code == CTL_OK) im->store = ctl_open_store(c, ps, &im->code);
-    /* Else the first lines would go into the refuge, for later. */
+    /* Once for all, before the first lines are read. */
     if (im->store != NULL && store_uses(im->store, STORE_REDIS) &&
         !store_check(im->store, STORE_REDIS, ctl_step_deadline(c, STEP_MS), &e))
         im->code = ctl_failed(c, &e);
